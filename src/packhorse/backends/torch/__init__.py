@@ -1,0 +1,87 @@
+"""PyTorch: any model that transformers loads, SDPA attention, on cuda, mps, xpu or cpu."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from packhorse.data import ModelDescription, Reduction
+from packhorse.devices.host import cpu_precisions
+from packhorse.errors import ModelError, UsageError
+from packhorse.stages import LoadedModel
+
+NEEDS_WEIGHTS = True
+
+
+def choose_device(devices: str) -> str:
+    """The device of a --devices value. Raises UsageError where it is not here."""
+    import torch
+
+    here = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
+        "cpu": True,
+    }
+    if devices == "auto":
+        return next(kind for kind, is_here in here.items() if is_here)
+    kind, _, index = devices.partition(":")
+    if not here[kind]:
+        seen = ", ".join(k for k, is_here in here.items() if is_here)
+        raise UsageError(f"--devices {devices}: no such device here; torch {torch.__version__} sees {seen}")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise UsageError(f"--devices {devices}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    return devices
+
+
+def supported_precisions(device: str) -> tuple[str, ...]:
+    """Precisions the device has instructions for, fp32 first, the preferred faster one next."""
+    import torch
+
+    if device.startswith("cuda"):
+        return ("fp32", "bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp32", "fp16")
+    if device == "cpu":
+        return cpu_precisions()
+    return ("fp32", "bf16") if device.startswith("xpu") else ("fp32", "fp16")
+
+
+def default_batch_tokens(device: str, precision: str) -> int:
+    """CPU caches want small batches (fp32 BERT-base: 998 tokens/s at 512, 747 at 2,048), a GPU wants large ones."""
+    if device == "cpu":
+        return 512 if precision == "fp32" else 1_024
+    return 16_384
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+
+
+def best_gemm(device: str, precision: str, threads: int) -> float | None:
+    from packhorse.devices.gemm import best_gemm
+
+    return best_gemm(device, precision, threads)
+
+
+def load_tokenizer(description: ModelDescription) -> tuple[Any, bool]:
+    """transformers' own tokenizer of the model, its Rust part, and whether the model takes token types."""
+    from transformers import AutoTokenizer
+
+    from packhorse.backends.torch.quiet import quiet
+
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                description.folder, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise ModelError(f"{description.folder}: its tokenizer cannot be loaded: {error}") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(f"{description.folder}: {type(tokenizer).__name__} has no fast version, which packhorse needs")
+    return tokenizer.backend_tokenizer, "token_type_ids" in tokenizer.model_input_names
+
+
+def load(description: ModelDescription, reduction: Reduction, device: str, precision: str, threads: int) -> LoadedModel:
+    """Raises ModelError where weights are missing or do not fit the task."""
+    from packhorse.backends.torch.model import TorchModel
+
+    return TorchModel(description, reduction, device, precision, threads)

@@ -1,0 +1,140 @@
+"""A transformers model on one device: padded batches in, reduced values out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from packhorse.backends.torch.cost import measure_cost
+from packhorse.backends.torch.quiet import quiet
+from packhorse.backends.torch.reduce import Reducer
+from packhorse.data import Batch, Float32s, Int64s, ModelDescription, Reduction
+from packhorse.errors import DeviceOutOfMemoryError, ModelError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What a failed allocation says outside CUDA, where torch raises a plain RuntimeError.
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class TorchModel:
+    def __init__(
+        self, description: ModelDescription, reduction: Reduction, device: str, precision: str, threads: int
+    ) -> None:
+        self.device = device
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        self._model = _load_weights(description, reduction, DTYPES[precision]).to(device)
+        self._pad_id = _pad_id(self._model.config)
+        self.max_length = _positions(self._model)
+        self._reducer = Reducer(reduction, device)
+        self.reduction = dataclasses.replace(reduction)
+        self.cost = measure_cost(self._model, description)
+
+    def computed_tokens(self, lengths: Int64s) -> int:
+        return int(lengths.max(initial=0)) * len(lengths)
+
+    def forward(self, batch: Batch) -> TorchOutput:
+        """Raises DeviceOutOfMemoryError where the batch does not fit."""
+        try:
+            with torch.inference_mode():
+                inputs, lengths = self._inputs(batch)
+                return TorchOutput(self._reducer(self._model(**inputs), lengths))
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not any(w in str(error) for w in MEMORY_WORDS):
+                raise
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            raise DeviceOutOfMemoryError(
+                f"{batch.num_rows} rows x {batch.max_seqlen} tokens: {str(error).splitlines()[0]}"
+            ) from error
+
+    def peak_bytes(self) -> int | None:
+        return torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
+
+    def close(self) -> None:
+        del self._model
+
+    def _inputs(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """input_ids, and attention_mask only where there is padding: SDPA without a mask is faster."""
+        ids, mask, type_ids = batch.padded(self._pad_id)
+        inputs = {"input_ids": self._to_device(ids)}
+        if not mask.all():
+            inputs["attention_mask"] = self._to_device(mask.astype(np.int64))
+        if type_ids is not None:
+            inputs["token_type_ids"] = self._to_device(type_ids)
+        return inputs, self._to_device(batch.tokens.lengths)
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return (
+            tensor.pin_memory().to(self.device, non_blocking=True)
+            if self.device.startswith("cuda")
+            else tensor.to(self.device)
+        )
+
+
+class TorchOutput:
+    """Values that may still be on their way: on CUDA the copy to pinned memory was only begun."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._event = None
+        self._values = values
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def numpy(self) -> Float32s:
+        if self._event is not None:
+            self._event.synchronize()
+        values: Float32s = self._values.cpu().numpy()
+        return values
+
+
+def _load_weights(description: ModelDescription, reduction: Reduction, dtype: torch.dtype) -> Any:
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification if reduction.kind == "classify" else AutoModel
+    with quiet():
+        try:
+            model, loading = auto.from_pretrained(
+                description.folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise ModelError(f"{description.folder}: cannot be loaded for {description.task}: {error}") from error
+    # Embeddings come from the last hidden state, so a pooler that was never trained is not used.
+    missing = sorted(k for k in loading["missing_keys"] if reduction.kind == "classify" or not k.startswith("pooler."))
+    if missing:
+        raise ModelError(
+            f"{description.folder}: has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}, so its "
+            f"outputs for {description.task} would be random. Is it the right model or --task?"
+        )
+    if reduction.kind == "classify" and model.config.num_labels != reduction.width:
+        raise ModelError(
+            f"{description.folder}: {model.config.num_labels} labels in the model, {reduction.width} in its config"
+        )
+    return model.eval()
+
+
+def _pad_id(config: Any) -> int:
+    """The model's padding id. A model without one (GPT-2) gets its end-of-text id: classification heads look for it."""
+    pad = getattr(config, "pad_token_id", None)
+    if pad is None:
+        end = getattr(config, "eos_token_id", None)
+        pad = (end[0] if isinstance(end, list) else end) or 0
+        config.pad_token_id = pad
+    return int(pad)
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Tokens that a learned position table can place. RoBERTa-like tables begin behind their padding index."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
+            return module.num_embeddings - (module.padding_idx + 1 if module.padding_idx is not None else 0)
+    return None

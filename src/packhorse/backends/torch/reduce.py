@@ -1,0 +1,94 @@
+"""A Reduction on the device: class scores, or one pooled and projected vector a row. Always in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from packhorse.data import DenseLayer, Reduction
+from packhorse.errors import ModelError
+
+
+class Reducer(nn.Module):
+    """Called with a model's output and the rows' lengths [B]; gives [B, width]."""
+
+    def __init__(self, reduction: Reduction, device: str) -> None:
+        super().__init__()
+        self._reduction = reduction
+        self._post = (
+            nn.ModuleList(Dense(p) if isinstance(p, DenseLayer) else Normalize() for p in reduction.post)
+            .to(device)
+            .eval()
+        )
+
+    def forward(self, output: Any, lengths: torch.Tensor) -> torch.Tensor:
+        if self._reduction.kind == "classify":
+            return activate(output.logits.float(), self._reduction.activation)
+        hidden = output.last_hidden_state
+        values = torch.cat(
+            [pool(hidden, lengths, mode, self._reduction.skip_tokens) for mode in self._reduction.pooling], 1
+        )
+        for layer in self._post:
+            values = layer(values)
+        return values
+
+
+def activate(logits: torch.Tensor, activation: str) -> torch.Tensor:
+    """[B, C] logits to scores."""
+    if activation == "softmax":
+        return logits.softmax(1)
+    return logits.sigmoid() if activation == "sigmoid" else logits
+
+
+def pool(hidden: torch.Tensor, lengths: torch.Tensor, mode: str, skip: int) -> torch.Tensor:
+    """[B, S, H] hidden states, [B] lengths -> [B, H] float32. The first `skip` tokens, a prompt, are left out.
+
+    As sentence_transformers.models.Pooling does, except that `last` is the row's last token wherever padding is.
+    """
+    rows = torch.arange(len(hidden), device=hidden.device)
+    if mode == "last":
+        return hidden[rows, lengths - 1].float()
+    if mode == "cls":
+        return hidden[rows, torch.where(lengths > skip, skip, 0)].float()
+    position = torch.arange(hidden.shape[1], device=hidden.device)
+    is_pooled = ((position < lengths[:, None]) & (position >= skip)).unsqueeze(-1)
+    if mode == "max":
+        return hidden.float().masked_fill(~is_pooled, float("-inf")).amax(1)
+    total = (hidden * is_pooled.to(hidden.dtype)).sum(1, dtype=torch.float32)
+    return total / (lengths - skip).clamp(min=1).unsqueeze(1)
+
+
+class Normalize(nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return F.normalize(values, dim=1)
+
+
+class Dense(nn.Module):
+    """A sentence-transformers Dense module, from its folder's safetensors. Raises ModelError without them."""
+
+    def __init__(self, layer: DenseLayer) -> None:
+        super().__init__()
+        path = Path(layer.folder) / "model.safetensors"
+        if not path.is_file():
+            raise ModelError(f"{path}: missing; the weights of a Dense module are read from safetensors alone")
+        weights = load_file(path)
+        self.linear = nn.Linear(layer.in_features, layer.out_features, layer.bias)
+        self.activation = getattr(nn, layer.activation)()
+        self.residual: nn.Module | None = None
+        if layer.residual:
+            square = layer.in_features == layer.out_features
+            self.residual = nn.Identity() if square else nn.Linear(layer.in_features, layer.out_features, bias=False)
+        try:
+            self.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ModelError(f"{path}: does not fit its config.json: {error}") from error
+        self.float()
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = self.activation(self.linear(values))
+        return projected if self.residual is None else projected + self.residual(values)

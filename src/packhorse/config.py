@@ -1,0 +1,172 @@
+"""Frozen settings and all their validation: what the flags of the command line and the keywords of the API mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from packhorse.errors import UsageError, did_you_mean
+
+# Settings that change neither which rows are computed nor what is written for them.
+NOT_IN_MANIFEST = frozenset(
+    {"input", "output", "devices", "on_error", "max_error_rate", "overwrite", "quiet", "progress"}
+)
+
+OUTPUT_FORMATS = (".parquet", ".jsonl")
+POOLINGS = ("mean", "cls", "last", "max")
+
+
+class EngineConfig(BaseModel):
+    """How a model is loaded and run. `auto` and None mean: decided by packhorse and written into the plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str
+    """Folder of a model, or its id on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    task: Literal["auto", "text-classification", "feature-extraction"] = "auto"
+    """What to compute; auto reads it from the model."""
+    backend: Literal["torch", "null"] = "torch"
+    """torch, or null: no model, each row "predicts" a checksum of its tokens."""
+    devices: str = "auto"
+    """auto, cpu, cuda, cuda:N, mps or xpu."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware has it and rows of this job agree with fp32; else fp32."""
+    exact: bool = False
+    """fp32, one thread, bitwise repeatable."""
+    batching: Literal["padded", "fixed"] = "padded"
+    """padded: token budget over rows sorted by length; fixed: batch size in input order."""
+    batch_size: int | None = Field(None, ge=1)
+    """Rows a batch: the size with --batching fixed (32), a ceiling with padded."""
+    max_batch_tokens: int | None = Field(None, ge=1)
+    """Token budget of a batch, padding included."""
+    max_length: int | None = Field(None, ge=1)
+    """Longest row in tokens; the rest is cut and counted. Default: what the model was made for."""
+    dedup: bool = True
+    """Compute rows with identical tokens once."""
+    prompt_name: str | None = None
+    """Prompt of a sentence-transformers model to put before each text."""
+    pooling: Literal["mean", "cls", "last", "max"] | None = None
+    """How token vectors become one embedding; default: what the model says, else mean."""
+    normalize: bool | None = None
+    """Scale embeddings to length 1; default: what the model says, else no."""
+    embedding_format: Literal["float32", "float16"] = "float32"
+    """Type of the embedding column."""
+    scores: Literal["top", "all"] = "top"
+    """all: adds a `scores` column with every label's score."""
+    tokenizer_threads: int | None = Field(None, ge=1)
+    """Threads that tokenize; default: one a core."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if self.exact and self.precision not in ("auto", "fp32"):
+            raise ValueError(f"--exact means fp32, --precision says {self.precision}: drop one of them")
+        if self.batching == "fixed" and self.max_batch_tokens is not None:
+            raise ValueError("--batching fixed takes --batch-size, not --max-batch-tokens")
+        return self
+
+    @field_validator("devices")
+    @classmethod
+    def _one_device(cls, value: str) -> str:
+        kind, _, index = value.partition(":")
+        if "," in value or value == "all":
+            raise ValueError(
+                f"--devices {value}: one device a run for now; legal are auto, cpu, cuda, cuda:N, mps, xpu"
+            )
+        if kind not in ("auto", "cpu", "cuda", "mps", "xpu") or (index and not index.isdigit()):
+            raise ValueError(f"--devices {value}: legal are auto, cpu, cuda, cuda:N, mps, xpu")
+        return value
+
+
+class RunConfig(EngineConfig):
+    """One job: an engine's settings, the rows, and where their outputs go."""
+
+    input: str
+    """File, folder or glob of Parquet or JSONL."""
+    output: str
+    """Folder of parts, or one file when the name ends in .parquet or .jsonl."""
+    text_column: str | None = None
+    """Column with the text; guessed when only one can be meant."""
+    pair_column: str | None = None
+    """Column with the second text of a pair."""
+    limit: int | None = Field(None, ge=0)
+    """Only the first N rows."""
+    keep: tuple[str, ...] | None = None
+    """Input columns to carry over; default all."""
+    output_prefix: str = ""
+    """Put before the names of the output columns."""
+    shard_rows: int | None = Field(None, ge=1)
+    """Rows a shard; default 65,536 with a ramp at the start."""
+    on_error: Literal["quarantine", "fail"] = "quarantine"
+    """quarantine: a row that cannot be done gets nulls and an `error`; fail: stop at the first."""
+    max_error_rate: float = Field(0.5, ge=0, le=1)
+    """Stop when more than this share of rows ended in errors (after 1,000 rows)."""
+    overwrite: bool = False
+    """Delete what an earlier run left in the output and start anew."""
+    quiet: bool = False
+    """No progress, no summary; errors only."""
+    progress: Literal["auto", "plain", "json", "none"] = "auto"
+    """auto: a line that moves in a terminal, plain lines elsewhere; json: one object a line on stderr."""
+
+    @field_validator("output")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
+        suffix = Path(value).suffix
+        if suffix and suffix not in OUTPUT_FORMATS and not value.endswith("/") and not Path(value).is_dir():
+            raise ValueError(
+                f"-o {value}: files are written as {' or '.join(OUTPUT_FORMATS)}{did_you_mean(suffix, OUTPUT_FORMATS)}"
+                f" For a folder of parts of that name, write {value}/"
+            )
+        return value
+
+    @property
+    def output_is_file(self) -> bool:
+        return Path(self.output).suffix in OUTPUT_FORMATS and not self.output.endswith("/")
+
+    def settings(self) -> dict[str, Any]:
+        """What the manifest compares on resume, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(NOT_IN_MANIFEST))
+
+
+def validated(config_type: type[EngineConfig], values: dict[str, Any]) -> Any:
+    """The config, or a UsageError that names the flag, what was seen and what is legal."""
+    try:
+        return config_type(**values)
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(config_type, item) for item in error.errors())) from None
+
+
+def _explain(config_type: type[EngineConfig], item: Any) -> str:
+    name = str(item["loc"][0]) if item["loc"] else ""
+    flag = "--" + name.replace("_", "-")
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}{did_you_mean(name, config_type.model_fields)}"
+    if item["type"] == "missing":
+        return f"setting {name!r} is needed"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return f"{flag} {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+class Plan(BaseModel):
+    """What was decided before the first shard. It is written into the manifest; a resumed run replays it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    backend: str
+    device: str
+    precision: str
+    batching: Literal["padded", "fixed"]
+    batch_size: int | None
+    max_batch_tokens: int
+    max_length: int | None
+    threads: int
+    text_column: str
+    pair_column: str | None
+    tokenizer: str
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = {}

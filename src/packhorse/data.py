@@ -1,0 +1,211 @@
+"""The nouns that travel between the stages. Imports no framework but numpy and pyarrow."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+# Pseudo-columns and metadata of rows that came as JSON lines: readers make them, writers know them.
+RAW_LINE = "_raw_line"  # the line itself, for output as JSON lines
+RESCUED = "_rescued_data"  # JSON text of what fits no column; the name is Databricks' Auto Loader's
+JSON_TEXT = {b"packhorse.encoding": b"json"}  # metadata of a text column that holds JSON
+
+
+class Position(NamedTuple):
+    """Where reading goes on: the input file's number and a mark in it (a row for Parquet, a byte for lines)."""
+
+    file: int
+    mark: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A contiguous range of rows: the unit of ordering, sorting, dedup, writing and resume."""
+
+    index: int
+    first_row: int
+    num_rows: int
+    start: Position
+    end: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows as a reader yields them: marks[i] is the Position.mark before row i, row_bytes what one row weighs."""
+
+    table: pa.Table
+    file: int
+    marks: Int64s  # [n + 1]
+    row_bytes: Int64s  # [n], a function of the input alone, never of where reading began
+    errors: Mapping[int, RowError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no prediction; stands in the `error` column."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Rows of token ids, flat like an Arrow list column: row i is ids[offsets[i]:offsets[i + 1]]."""
+
+    ids: Int32s  # [T]
+    offsets: Int64s  # [n + 1]
+    type_ids: Int32s | None = None  # [T], for models that tell the two texts of a pair apart
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Int64s:
+        return np.diff(self.offsets)
+
+    def take(self, rows: Int64s) -> Tokens:
+        """The given rows in the given order."""
+        lengths = self.lengths[rows]
+        offsets = offsets_of(lengths)
+        where = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Tokens(self.ids[where], offsets, None if self.type_ids is None else self.type_ids[where])
+
+
+def offsets_of(lengths: Int64s) -> Int64s:
+    """[n] lengths -> [n + 1] offsets."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A shard's rows as tokens. A row in error has no tokens."""
+
+    tokens: Tokens
+    errors: Mapping[int, RowError]
+    truncated_rows: int = 0
+    truncated_tokens: int = 0  # at least: what stands beyond the first part of a huge text is not counted
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """Which rows run together: batch b is order[cuts[b]:cuts[b + 1]]. A permutation and cut points, no more."""
+
+    order: Int64s
+    cuts: Int64s
+
+    @property
+    def num_batches(self) -> int:
+        return len(self.cuts) - 1
+
+    def rows(self, batch: int) -> Int64s:
+        return self.order[self.cuts[batch] : self.cuts[batch + 1]]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.order.tobytes() + self.cuts.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some rows' tokens, without padding; a backend lays them out as it likes."""
+
+    tokens: Tokens
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens.num_rows
+
+    @property
+    def max_seqlen(self) -> int:
+        return int(self.tokens.lengths.max(initial=0))
+
+    @property
+    def real_tokens(self) -> int:
+        return int(self.tokens.offsets[-1])
+
+    def padded(self, pad_id: int) -> tuple[Int64s, Bools, Int64s | None]:
+        """ids, mask and type ids as [B, S], padded on the right to the batch's longest row."""
+        mask = np.arange(self.max_seqlen) < self.tokens.lengths[:, None]
+        ids = np.full(mask.shape, pad_id, np.int64)
+        ids[mask] = self.tokens.ids
+        type_ids = None
+        if self.tokens.type_ids is not None:
+            type_ids = np.zeros(mask.shape, np.int64)
+            type_ids[mask] = self.tokens.type_ids
+        return ids, mask, type_ids
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLayer:
+    """A sentence-transformers Dense module: a linear layer and an activation on the pooled vector."""
+
+    folder: str
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+    residual: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """What a backend leaves of a forward, as data: class scores or one pooled vector a row, float32."""
+
+    kind: Literal["classify", "pool"]
+    width: int = 0  # columns of the result; 0 until the model is loaded, where its config does not tell
+    activation: Literal["softmax", "sigmoid", "none"] = "none"
+    pooling: tuple[str, ...] = ("mean",)
+    skip_tokens: int = 0  # leading prompt tokens left out of the pooling
+    post: tuple[DenseLayer | Literal["normalize"], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """FLOPs of a forward: per_token * Σs + per_row * n + per_token_squared * Σs² over sequence lengths s."""
+
+    per_token: float = 0.0
+    per_row: float = 0.0
+    per_token_squared: float = 0.0
+
+    def flops(self, lengths: Int64s) -> float:
+        squares = float(np.square(lengths, dtype=np.float64).sum())
+        return self.per_token * float(lengths.sum()) + self.per_row * len(lengths) + self.per_token_squared * squares
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What a model's folder says about it, before any weight is read."""
+
+    name: str  # as the user wrote it
+    folder: Path  # of the transformer itself
+    commit: str | None  # of a hub model
+    task: str
+    architecture: str
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    attention_width: int  # heads x head size
+    is_causal: bool
+    max_length: int | None  # tokens, special ones included; None: no limit known
+    pad_token_id: int | None
+    labels: tuple[str, ...] = ()
+    problem_type: str | None = None
+    pooling: Reduction = Reduction("pool")
+    prompt: str = ""
+    include_prompt: bool = True
+    lower_case: bool = False

@@ -1,0 +1,59 @@
+"""The best matrix product of a device at a precision: the ceiling that a run is held against."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from packhorse.devices.host import cpu_name
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SIZES = {"cpu": (1_024, 2_048), "cuda": (8_192,)}
+REPEATS = 3
+
+
+def best_gemm(device: str, precision: str, threads: int) -> float:
+    """FLOP/s, measured once per device, precision, threads and torch version, then read from the user's cache."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{device} {cpu_name()}"
+    key = f"{name} | {precision} | {threads} threads | torch {torch.__version__}"
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packhorse" / "gemm.json"
+    known: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError):  # no cache, or a broken one: measure
+        known = json.loads(path.read_text())
+    if key not in known:
+        known[key] = max(_rates(device, DTYPES[precision]))
+        with contextlib.suppress(OSError):  # a home that cannot be written: measured again next time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(known, indent=1))
+            temporary.replace(path)
+    return known[key]
+
+
+def _rates(device: str, dtype: torch.dtype) -> Iterator[float]:
+    for size in SIZES.get(device.split(":")[0], (2_048,)):
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        ways = [lambda a=a, b=b: a @ b]
+        if device == "cpu" and torch.backends.mkldnn.is_available():
+            # oneDNN with weights in its own order: on some processors twice torch's default in fp32
+            packed = torch.ops.mkldnn._reorder_linear_weight(b.to_mkldnn(), size)
+            ways.append(lambda a=a, w=packed: torch.ops.mkldnn._linear_pointwise(a, w, None, "none", [], ""))
+        for way in ways:
+            yield 2 * size**3 / _best_time(way, device)
+
+
+def _best_time(way: Callable[[], object], device: str) -> float:
+    times = []
+    for _ in range(REPEATS + 1):
+        begin = time.perf_counter()
+        way()
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])

@@ -1,0 +1,200 @@
+"""The object a user holds: a loaded model that predicts rows in memory, streams, or runs a whole job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from packhorse.config import EngineConfig, Plan, RunConfig, validated
+from packhorse.data import Float32s, RowError
+from packhorse.errors import UsageError
+from packhorse.executors.local import Stop
+from packhorse.job import Job
+from packhorse.loading import Loader
+from packhorse.metrics import RunReport
+from packhorse.readers import open_input
+from packhorse.readers.cut import ShardRows
+from packhorse.readers.table import TableReader
+from packhorse.report.reporter import Reporter
+from packhorse.shard import Stages, predict
+from packhorse.stages import Reader
+from packhorse.tuning.gate import MIN_JOB_ROWS
+
+TEXT, PAIR = "text", "text_pair"
+STREAM_ROWS = 1_024
+
+
+class Engine:
+    """A loaded model.
+
+    >>> engine = packhorse.load("sentence-transformers/all-MiniLM-L6-v2")
+    >>> engine.embed(["a text", "another"]).shape
+    (2, 384)
+
+    An Engine is used from one thread at a time. With precision "auto" it computes in fp32 until it is given
+    1,000 rows or more at once; then bf16 is used if it agrees with fp32 on some of them.
+    """
+
+    def __init__(self, settings: EngineConfig) -> None:
+        """Loads model and tokenizer. Raises UsageError, RefusedError or ModelError."""
+        self.settings = settings
+        self._loader = Loader(settings)
+        self._stages: Stages | None = None
+        self._plan = self._decide([], None)
+
+    @property
+    def task(self) -> str:
+        """text-classification or feature-extraction."""
+        return self._plan.task
+
+    @property
+    def plan(self) -> Plan:
+        """What was decided so far: device, precision, token budget, maximum length."""
+        return self._plan
+
+    def predict(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None = None) -> pa.Table:
+        """Predictions for texts (or pairs of them), one row a text, in their order.
+
+        Returns a table with the columns of a run's output without the input's: for text-classification `label`,
+        `score` (and `scores`), for feature-extraction `embedding`; last `error`, null or {kind, message}: a text
+        that cannot be done (None, no string, lone surrogates) is an error in its row and no exception.
+        Raises UsageError where texts and pairs differ in number.
+        """
+        if isinstance(texts, str):
+            raise UsageError("predict takes a list of texts; for one text give [text]")
+        if pairs is not None and len(pairs) != len(texts):
+            raise UsageError(f"{len(texts)} texts and {len(pairs)} pairs: there must be as many")
+        rows = _rows(texts, pairs)
+        self._redecide(texts, pairs)
+        return predict(rows, self._ready(pairs is not None), self._loader.budget(self._plan))
+
+    def embed(self, texts: Sequence[str | None]) -> Float32s:
+        """Embeddings as an array [N, D] in float32; a row of NaN where a text cannot be done.
+
+        Raises UsageError where the task is not feature-extraction.
+        """
+        if self.task != "feature-extraction":
+            raise UsageError(
+                f"embed() is for feature-extraction; this engine's task is {self.task}: use predict(), or load(task=...)"
+            )
+        table = self.predict(texts)
+        width = table.schema.field("embedding").type.list_size
+        values = np.full((len(table), width), np.nan, np.float32)
+        column = table["embedding"].combine_chunks()
+        valid = column.is_valid().to_numpy(zero_copy_only=False)
+        values[valid] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        return values
+
+    def stream(self, texts: Iterable[str | None], rows: int = STREAM_ROWS) -> Iterator[pa.Table]:
+        """Tables as from predict(), one for every `rows` texts of an iterable that need not end."""
+        waiting: list[str | None] = []
+        for text in texts:
+            waiting.append(text)
+            if len(waiting) == rows:
+                yield self.predict(waiting)
+                waiting = []
+        if waiting:
+            yield self.predict(waiting)
+
+    def run(self, input: Any, output: str, **job: Any) -> RunReport:
+        """Every row of `input` to `output` on disk, as `packhorse run` does; the same call goes on after a stop.
+
+        input: a path, glob or folder, a pyarrow table, pandas or polars frame, or datasets.Dataset.
+        job: text_column, pair_column, limit, keep, output_prefix, shard_rows, on_error, max_error_rate, overwrite,
+        progress ("none" by default here). Raises a PackhorseError.
+        """
+        return run_with(self._loader, self.settings, input, output, job)
+
+    def close(self) -> None:
+        """Frees the model and the tokenizer's threads."""
+        if self._stages is not None:
+            self._stages.tokenizer.close()
+        self._stages = None
+        self._loader.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _decide(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Plan:
+        clean = list(texts), None if pairs is None else list(pairs)
+        return self._loader.plan(*self._loader.choose_precision(*clean), TEXT, None)
+
+    def _redecide(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> None:
+        """The precision was left open for want of rows: now there are enough."""
+        is_open = self.settings.precision == "auto" and not self.settings.exact and self._plan.precision == "fp32"
+        if is_open and len(texts) >= MIN_JOB_ROWS and any("too few" in note for note in self._plan.notes):
+            rows = _rows(texts, pairs)
+            keep = [i for i in range(len(texts)) if i not in rows.errors]
+            self._plan = self._decide([texts[i] for i in keep], None if pairs is None else [pairs[i] for i in keep])
+            self._drop_stages()
+
+    def _ready(self, has_pairs: bool) -> Stages:
+        if self._stages is None or (self._stages.pair_column is not None) != has_pairs:
+            self._drop_stages()
+            plan = self._plan.model_copy(update={"pair_column": PAIR if has_pairs else None})
+            self._stages = self._loader.stages(plan, keep=[])
+        return self._stages
+
+    def _drop_stages(self) -> None:
+        if self._stages is not None:
+            self._stages.tokenizer.close()
+        self._stages = None
+
+
+def run_with(
+    loader: Loader | None,
+    settings: EngineConfig,
+    input: Any,
+    output: str,
+    job: dict[str, Any],
+    stop: Stop | None = None,
+) -> RunReport:
+    """A job with a loader, or with one made of the settings once the input was found."""
+    is_path = isinstance(input, str) or hasattr(input, "__fspath__")
+    values = (
+        settings.model_dump()
+        | {"progress": "none"}
+        | job
+        | {"input": str(input) if is_path else "(in memory)", "output": str(output)}
+    )
+    config: RunConfig = validated(RunConfig, values)
+    reader: Reader = open_input(config.input) if is_path else TableReader(input)
+    reporter = Reporter("none" if config.quiet else config.progress)
+    return Job(config, loader or Loader(settings), reader, reporter, stop or Stop()).run()
+
+
+def _rows(texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> ShardRows:
+    """Texts as rows; what is no text becomes null and an error."""
+    errors: dict[int, RowError] = {}
+    columns = {name: _column(values, errors) for name, values in ((TEXT, texts), (PAIR, pairs)) if values is not None}
+    return ShardRows.of(pa.table(columns), errors)
+
+
+def _column(values: Sequence[Any], errors: dict[int, RowError]) -> pa.Array:
+    try:
+        return pa.array(values, pa.large_string())
+    except (pa.ArrowException, UnicodeEncodeError, TypeError):
+        clean = list(values)  # one of them is no text: found one by one
+    for i, value in enumerate(clean):
+        error = _text_error(value)
+        if error is not None:
+            errors[i], clean[i] = error, None
+    return pa.array(clean, pa.large_string())
+
+
+def _text_error(value: Any) -> RowError | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return RowError("not_text", f"a {type(value).__name__}, not a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return RowError("lone_surrogate", "the text has half a surrogate pair, which is no character")
+    return None

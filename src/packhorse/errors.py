@@ -1,0 +1,97 @@
+"""Every exception packhorse raises on purpose. The exit code of the command line hangs on the class.
+
+    PackhorseError                 1  the run failed; the message says what, where, and what to do
+    ├── UsageError                 2  a flag, a column or a name that cannot be meant
+    │   └── MissingExtraError      2  an optional package is needed; the message has the pip command
+    ├── RefusedError               3  going on would be wrong
+    │   ├── ChangedError           3  input, model, settings or versions differ from the run folder's
+    │   ├── HostileModelError      3  the model folder asks for code, or points outside itself
+    │   └── LockedError            3  another process holds the run folder
+    ├── InputError                 1  a file that cannot be read
+    ├── ModelError                 1  a model that cannot be loaded or does not fit the task
+    ├── RowFailedError             1  a row ended in an error under --on-error fail
+    ├── DamagedError               1  verify found bytes that are not the ones committed
+    ├── DeviceOutOfMemoryError     1  a batch did not fit; the run lowers its budget and goes on
+    ├── TooManyErrorsError         4  more rows ended in errors than --max-error-rate allows
+    └── InterruptedRunError  130/143  stopped by a signal; the same command goes on where it was
+
+A row that cannot be done is not an exception but a `data.RowError` in the `error` column.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PackhorseError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(PackhorseError):
+    exit_code = 2
+
+
+class MissingExtraError(UsageError):
+    """An optional package is needed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs a package that is not installed: pip install 'packhorse[{extra}]'")
+
+
+class RefusedError(PackhorseError):
+    exit_code = 3
+
+
+class ChangedError(RefusedError):
+    pass
+
+
+class HostileModelError(RefusedError):
+    pass
+
+
+class LockedError(RefusedError):
+    pass
+
+
+class InputError(PackhorseError):
+    pass
+
+
+class ModelError(PackhorseError):
+    pass
+
+
+class RowFailedError(PackhorseError):
+    pass
+
+
+class DamagedError(PackhorseError):
+    pass
+
+
+class DeviceOutOfMemoryError(PackhorseError):
+    pass
+
+
+class TooManyErrorsError(PackhorseError):
+    exit_code = 4
+
+
+class InterruptedRunError(PackhorseError):
+    """Stopped by a signal after committing what was complete."""
+
+    def __init__(self, signum: int, rows_done: int) -> None:
+        self.exit_code = 128 + signum
+        super().__init__(
+            f"stopped by signal {signum}; {rows_done:,} rows are committed. The same command goes on from there."
+        )
+
+
+def did_you_mean(seen: str, legal: Iterable[str]) -> str:
+    """'; did you mean X?' where a legal name is near, else an empty string."""
+    near = difflib.get_close_matches(seen, list(legal), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

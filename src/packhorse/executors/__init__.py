@@ -1,0 +1,1 @@
+"""Who computes the shards: this process (local)."""

@@ -1,0 +1,142 @@
+"""The shards of a job in this process: read + tokenize | forward | finish + write, at the same time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from packhorse.errors import DeviceOutOfMemoryError
+from packhorse.executors.lanes import Breaker, Channel, Lane
+from packhorse.metrics import Counters, LiveCounters
+from packhorse.readers.cut import ShardRows
+from packhorse.shard import Budget, Forwarded, Prepared, Stages, finish, forward, prepare
+
+# Shards that may wait between two lanes: memory is bounded by them, whatever the input's size.
+PREPARED_AHEAD = 2
+FORWARDED_AHEAD = 1
+
+Commit = Callable[[Forwarded, pa.Table], None]
+LowerBudget = Callable[[int, Budget], None]  # first shard it holds for, the budget
+
+
+@dataclass
+class Stop:
+    """Set by a signal; the run ends after the batch that is running."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    signum: int = 0
+
+    def set(self, signum: int) -> None:
+        self.signum = signum
+        self.event.set()
+
+
+class _StopRequestedError(Exception):
+    """Raised between two batches."""
+
+
+@dataclass
+class Outcome:
+    """What a run of the lanes did. Seconds of the forward lane's waiting."""
+
+    counters: Counters = field(default_factory=Counters)
+    wait_input_s: float = 0.0
+    wait_output_s: float = 0.0
+
+
+def run_shards(
+    shards: Iterator[ShardRows],
+    stages: Stages,
+    budget: Budget,
+    commit: Commit,
+    lower: LowerBudget,
+    live: LiveCounters,
+    stop: Stop,
+) -> Outcome:
+    """Computes and commits every shard, in order; raises what any lane raised, after all lanes have ended.
+
+    Ends early, without an error, when `stop` is set: what was forwarded by then is committed.
+    """
+    breaker, outcome = Breaker(), Outcome()
+    prepared: Channel[Prepared] = Channel(breaker, PREPARED_AHEAD)
+    forwarded: Channel[Forwarded] = Channel(breaker, FORWARDED_AHEAD)
+    lanes = [
+        Lane("read+tokenize", breaker, lambda: _prepare_lane(shards, stages, budget, prepared, live, stop)),
+        Lane("finish+write", breaker, lambda: _finish_lane(forwarded, stages, commit, outcome.counters)),
+    ]
+    for lane in lanes:
+        lane.start()
+    try:
+        _forward_lane(prepared, forwarded, stages, budget, lower, live, stop)
+    except _StopRequestedError:
+        pass  # what is in `forwarded` is still committed
+    except BaseException as error:  # noqa: BLE001 - raised below, after the other lanes have ended
+        breaker.trip(error)
+    forwarded.close()
+    prepared.abandon()
+    for lane in lanes:
+        lane.join()
+    if breaker.error is not None:
+        raise breaker.error
+    outcome.wait_input_s, outcome.wait_output_s = prepared.waited_s, forwarded.blocked_s
+    return outcome
+
+
+def _prepare_lane(
+    shards: Iterator[ShardRows],
+    stages: Stages,
+    budget: Budget,
+    out: Channel[Prepared],
+    live: LiveCounters,
+    stop: Stop,
+) -> None:
+    while not stop.event.is_set():
+        begin = time.perf_counter()
+        rows = next(shards, None)
+        read_s = time.perf_counter() - begin
+        if rows is None:
+            break
+        ready = prepare(rows, stages, budget)
+        ready.counters.read_s = read_s
+        live.planned(rows.shard.num_rows, ready.counters.real_tokens)
+        out.put(ready)
+    out.close()
+
+
+def _forward_lane(
+    prepared: Channel[Prepared],
+    forwarded: Channel[Forwarded],
+    stages: Stages,
+    budget: Budget,
+    lower: LowerBudget,
+    live: LiveCounters,
+    stop: Stop,
+) -> None:
+    def on_batch(rows: int, real_tokens: int, computed_tokens: int) -> None:
+        live.add_batch(rows, real_tokens, computed_tokens)
+        if real_tokens and stop.event.is_set():
+            raise _StopRequestedError
+
+    for shard in prepared:
+        while True:
+            before = live.snapshot()
+            try:
+                done = forward(shard, stages, budget, on_batch)
+                break
+            except DeviceOutOfMemoryError:
+                live.restore(before)  # the shard is computed again, whole
+                budget = budget.halved()
+                lower(shard.shard.index, budget)
+        forwarded.put(done)
+
+
+def _finish_lane(forwarded: Channel[Forwarded], stages: Stages, commit: Commit, total: Counters) -> None:
+    for done in forwarded:
+        table = finish(done, stages)
+        with done.counters.timed("write_s"):
+            commit(done, table)
+        total += done.counters

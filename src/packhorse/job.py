@@ -1,0 +1,283 @@
+"""One job: rows of an input to committed parts of an output, from a new or a begun run folder to a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from packhorse.config import Plan, RunConfig
+from packhorse.data import Position
+from packhorse.devices.host import rss_peak_bytes
+from packhorse.errors import InterruptedRunError, RowFailedError, TooManyErrorsError, UsageError
+from packhorse.executors.local import Outcome, Stop, run_shards
+from packhorse.loading import Loader
+from packhorse.manifest import Commit, RunFolder, check_unchanged
+from packhorse.metrics import Counters, LiveCounters, RunReport
+from packhorse.readers.columns import guess_text_column
+from packhorse.readers.cut import ShardRows, cut_shards
+from packhorse.report.reporter import Reporter
+from packhorse.shard import Budget, Forwarded, Stages, output_fields, predict
+from packhorse.stages import Reader, Writer
+from packhorse.writers import make_writer
+
+MIN_ROWS_FOR_RATE = 1_000  # --max-error-rate is looked at from here on
+PREVIEW_ROWS = 3
+SAMPLE_ROWS = 1_024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Columns:
+    """Which input columns are read and which are written."""
+
+    text: str
+    pair: str | None
+    keep: list[str]
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.text] if self.pair is None else [self.text, self.pair]
+
+
+class Job:
+    """`run()` does it all; an object so that its steps share what was decided."""
+
+    def __init__(self, config: RunConfig, loader: Loader, reader: Reader, reporter: Reporter, stop: Stop) -> None:
+        self._config, self._loader, self._reader, self._reporter, self._stop = (
+            config,
+            loader,
+            reader,
+            reporter,
+            stop,
+        )
+        self._begin = time.perf_counter()
+        self._columns = _resolve_columns(config, loader, reader)
+        self._writer: Writer = make_writer(Path(config.output).suffix if config.output_is_file else ".parquet")
+        self._folder = RunFolder(config.output, config.output_is_file)
+        _check_outside(self._folder.root, reader)
+
+    def run(self) -> RunReport:
+        """Raises a PackhorseError of the fitting class; the run folder can be continued after any of them."""
+        self._folder.check_is_ours(self._config.overwrite)
+        self._folder.lock()
+        try:
+            return self._run_locked()
+        finally:
+            self._folder.unlock()
+
+    def _run_locked(self) -> RunReport:
+        identity = {
+            "settings": self._config.settings() | {"model": None, "revision": None},
+            "input": self._reader.fingerprint(),
+            "model": self._loader.model_identity(),
+        }
+        if self._config.overwrite or not self._folder.exists:
+            self._folder.clear()
+            manifest = self._new_manifest(identity)
+        else:
+            manifest = self._folder.manifest()
+            check_unchanged(manifest, identity)
+            if manifest.get("finished"):
+                return self._already_finished(manifest)
+            check_unchanged(manifest["plan"], {"versions": self._loader.versions()})
+        plan = Plan(**manifest["plan"])
+        stages = self._loader.stages(plan, self._columns.keep, self._config.output_prefix)
+        self._reporter.plan(plan, self._config.model)
+        try:
+            return self._compute(plan, stages, self._folder.commits())
+        finally:
+            stages.tokenizer.close()
+
+    def _new_manifest(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """Decides the plan on the input's first rows and writes the manifest, before the first shard."""
+        first = next(self._shards(Position(0, 0), 0, 0, SAMPLE_ROWS), None)
+        texts = [_clean(first, name) if first else [] for name in self._columns.texts]
+        precision, notes = self._loader.choose_precision(texts[0], texts[1] if len(texts) > 1 else None)
+        plan = self._loader.plan(precision, notes, self._columns.text, self._columns.pair)
+        budget = self._loader.budget(plan)
+        manifest = {
+            **identity,
+            "plan": plan.model_dump(mode="json"),
+            "budgets": [[0, budget.max_batch_tokens, budget.batch_size]],
+            "finished": False,
+        }
+        self._folder.write_manifest(manifest)
+        return manifest
+
+    def _compute(self, plan: Plan, stages: Stages, commits: list[Commit]) -> RunReport:
+        last = commits[-1].shard if commits else None
+        row = last.first_row + last.num_rows if last else 0
+        budget = Budget(*self._folder.manifest()["budgets"][-1][1:])
+        if last is None:
+            self._preview(stages, budget)
+        else:
+            self._reporter.note(f"going on after {row:,} rows of an earlier run")
+        report = self._new_report(plan, commits)
+        live = LiveCounters(done_before=row)
+        shards = self._watched(
+            self._shards(last.end if last else Position(0, 0), len(commits), row, self._config.shard_rows, stages),
+            live,
+        )
+        with self._reporter.progress(live):
+            outcome = run_shards(
+                shards,
+                stages,
+                budget,
+                lambda done, table: self._commit(done, table, report),
+                self._lower_budget,
+                live,
+                self._stop,
+            )
+        return self._end(report, outcome, plan, stages, live)
+
+    def _shards(
+        self, start: Position, index: int, row: int, shard_rows: int | None, stages: Stages | None = None
+    ) -> Iterator[ShardRows]:
+        chunks = self._reader.read(start, self._columns.keep, self._columns.texts)
+        width = stages.model.reduction.width if stages else 1
+        return cut_shards(chunks, start, index, row, self._columns.texts, shard_rows, 4 * width, self._config.limit)
+
+    def _watched(self, shards: Iterator[ShardRows], live: LiveCounters) -> Iterator[ShardRows]:
+        """Keeps the estimate of the job's rows up to date."""
+        known = self._reader.num_rows()
+        for rows in shards:
+            done = rows.shard.first_row + rows.shard.num_rows
+            total = known if known is not None else done / max(self._reader.progress(rows.shard.end), 1e-9)
+            live.total_rows = total if self._config.limit is None else min(total, self._config.limit)
+            yield rows
+
+    def _preview(self, stages: Stages, budget: Budget) -> None:
+        """The first rows' predictions, so that a wrong column or model is seen before the long part."""
+        first = next(self._shards(Position(0, 0), 0, 0, PREVIEW_ROWS), None)
+        if first is not None:
+            shown = dataclasses.replace(stages, keep=self._columns.texts)
+            self._reporter.preview(
+                predict(first, shown, budget), self._columns.text, [f.name for f in stages.output_fields()]
+            )
+
+    def _commit(self, done: Forwarded, table: pa.Table, report: RunReport) -> None:
+        if done.errors and self._config.on_error == "fail":
+            at, error = next(iter(done.errors.items()))
+            raise RowFailedError(
+                f"row {done.shard.first_row + at}: {error.kind}: {error.message} (--on-error quarantine goes on)"
+            )
+        commit = self._folder.commit(
+            done.shard,
+            self._writer.extension,
+            lambda path: self._writer.write(table, path),
+            done.counters.deterministic(),
+        )
+        report.counters += done.counters
+        report.parts.append(commit.part)
+        report.shards += 1
+        rows, failed = report.counters.rows, report.counters.error_rows
+        if rows >= MIN_ROWS_FOR_RATE and failed > self._config.max_error_rate * rows:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(report.counters.errors.items()))
+            raise TooManyErrorsError(
+                f"{failed:,} of {rows:,} rows ended in errors ({kinds}), more than --max-error-rate {self._config.max_error_rate} allows; "
+                f"the first: {_first_error(done)}. The rows done so far are committed"
+            )
+
+    def _lower_budget(self, shard: int, budget: Budget) -> None:
+        """Written before the shard is computed again, so that a resumed run does as this one did."""
+        manifest = self._folder.manifest()
+        manifest["budgets"].append([shard, budget.max_batch_tokens, budget.batch_size])
+        self._folder.write_manifest(manifest)
+        self._reporter.note(f"out of memory: going on with {budget.max_batch_tokens:,} tokens a batch")
+
+    def _new_report(self, plan: Plan, commits: list[Commit]) -> RunReport:
+        counters = Counters()
+        for commit in commits:
+            counters += Counters(**commit.counters)
+        return RunReport(
+            output=self._config.output, status="running", plan=plan.model_dump(mode="json"), counters=counters, this_run=Counters(),
+            setup_s=time.perf_counter() - self._begin, shards=len(commits), parts=[c.part for c in commits],
+        )  # fmt: skip
+
+    def _end(self, report: RunReport, outcome: Outcome, plan: Plan, stages: Stages, live: LiveCounters) -> RunReport:
+        report.this_run, report.wall_s = outcome.counters, live.elapsed_s
+        report.wait_input_s, report.wait_output_s = outcome.wait_input_s, outcome.wait_output_s
+        report.peak_bytes, report.device_peak_bytes = rss_peak_bytes(), stages.model.peak_bytes()
+        if self._stop.event.is_set():
+            raise InterruptedRunError(self._stop.signum, report.rows)
+        if not report.parts:
+            self._commit_empty(report, stages)
+        report.status = "finished"
+        report.sha256 = self._folder.finish(report.rows, report.parts, self._writer.extension, self._writer.assemble)
+        report.gemm_flops_per_s = self._loader.gemm(plan.precision) if report.this_run.flops else None
+        self._folder.write_report(report.to_dict())
+        self._reporter.summary(report)
+        return report
+
+    def _commit_empty(self, report: RunReport, stages: Stages) -> None:
+        """An input without rows gives an output without rows that still has its columns."""
+        rows = ShardRows.of(_read_schema(self._reader, self._columns).empty_table(), {})
+        table = predict(rows, stages, Budget(1, 1))
+        commit = self._folder.commit(
+            rows.shard, self._writer.extension, lambda path: self._writer.write(table, path), {}
+        )
+        report.parts.append(commit.part)
+        report.shards += 1
+
+    def _already_finished(self, manifest: dict[str, Any]) -> RunReport:
+        report = self._new_report(Plan(**manifest["plan"]), self._folder.commits())
+        report.status, report.sha256 = "already_finished", manifest.get("sha256")
+        self._reporter.summary(report)
+        return report
+
+
+def _resolve_columns(config: RunConfig, loader: Loader, reader: Reader) -> Columns:
+    """Raises UsageError for a column that is not there, and for an input column named like an output column."""
+    schema = reader.schema()
+    text = guess_text_column(schema, config.text_column, config.pair_column)
+    unknown = [name for name in config.keep or () if name not in schema.names]
+    if unknown:
+        raise UsageError(f"--keep {unknown[0]}: no such column; the input has {', '.join(schema.names)}")
+    keep = list(config.keep) if config.keep is not None else list(schema.names)
+    added = [f.name for f in output_fields(loader.task, 1, config.output_prefix)]
+    taken = [name for name in added if name in keep]
+    if taken:
+        others = ",".join(n for n in keep if n not in taken) or '""'
+        raise UsageError(
+            f"the input has a column {taken[0]!r}, and so will the output: --output-prefix pred_ names the outputs differently, "
+            f"--keep {others} leaves the column out"
+        )
+    is_lines = (
+        reader.raw_column is not None
+        and config.keep is None
+        and config.output_is_file
+        and config.output.endswith(".jsonl")
+    )
+    return Columns(text, config.pair_column, [str(reader.raw_column)] if is_lines else keep)
+
+
+def _check_outside(root: Path, reader: Reader) -> None:
+    """Raises UsageError where an input file lies in the output folder: the next run would read its own output."""
+    inside = [f for f in reader.files if Path(f).is_relative_to(root)]
+    if inside:
+        raise UsageError(f"-o {root}: the input file {inside[0]} lies in it; choose an output outside the input")
+
+
+def _clean(rows: ShardRows, name: str) -> list[str | None]:
+    """The column's texts without the rows in error."""
+    good = [i for i in range(rows.table.num_rows) if i not in rows.errors]
+    texts: list[str | None] = rows.table[name].take(good).to_pylist()
+    return texts
+
+
+def _read_schema(reader: Reader, columns: Columns) -> pa.Schema:
+    names = list(dict.fromkeys([*columns.keep, *columns.texts]))
+    schema = reader.schema()
+    return pa.schema(
+        [schema.field(n) if n in schema.names else pa.field(n, pa.large_binary()) for n in names],
+        metadata=schema.metadata,
+    )
+
+
+def _first_error(done: Forwarded) -> str:
+    at, error = next(iter(done.errors.items()), (0, None))
+    return f"row {done.shard.first_row + at}, {error.kind}: {error.message}" if error else "in an earlier shard"

@@ -1,0 +1,1 @@
+"""Which model: its folder found, checked before anything of it is loaded, and described."""

@@ -1,0 +1,106 @@
+"""Arrow columns as the stages want them: text as large_string, broken text found row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from packhorse.data import JSON_TEXT, RESCUED, Int64s, RowError
+from packhorse.errors import UsageError
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be the text column: strings, and dictionaries of strings."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_json(field: pa.Field) -> bool:
+    return bool(field.metadata and JSON_TEXT.items() <= field.metadata.items())
+
+
+def with_large_strings(schema: pa.Schema) -> pa.Schema:
+    """Strings get 64-bit offsets: a column of a shard may pass 2 GiB."""
+    fields = [
+        f.with_type(pa.large_string()) if pa.types.is_string(f.type) or pa.types.is_string_view(f.type) else f
+        for f in schema
+    ]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column if column.type == pa.large_string() else column.cast(pa.large_string(), safe=False)
+
+
+def normalized(table: pa.Table, text_columns: Sequence[str]) -> tuple[pa.Table, dict[int, RowError]]:
+    """The table with text as large_string, and an error for each row whose text is not UTF-8."""
+    errors: dict[int, RowError] = {}
+    for name in text_columns:
+        text = as_text(table[name])
+        errors |= _broken_utf8(text, name)
+        table = table.set_column(table.schema.get_field_index(name), pa.field(name, text.type), text)
+    return table.cast(with_large_strings(table.schema), safe=False), errors
+
+
+def _broken_utf8(column: pa.ChunkedArray, name: str) -> dict[int, RowError]:
+    """Rows whose bytes are not UTF-8. Parquet files carry them unnoticed until somebody decodes."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        values = column.cast(pa.large_binary()).to_pylist()
+        return {
+            i: RowError("invalid_utf8", f"column {name!r}: {e}") for i, e in enumerate(map(_decode_error, values)) if e
+        }
+    return {}
+
+
+def _decode_error(value: bytes | None) -> str | None:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.object[error.start]:#04x} at {error.start} is not UTF-8"
+    return None
+
+
+def text_bytes(table: pa.Table, text_columns: Sequence[str]) -> Int64s:
+    """[n] bytes of text a row, over the text columns."""
+    total = np.zeros(table.num_rows, np.int64)
+    for name in text_columns:
+        total += pc.binary_length(table[name]).fill_null(0).to_numpy()
+    return total
+
+
+def file_fingerprint(path: str) -> dict[str, object]:
+    """What tells that a file is the one of last time."""
+    stat = Path(path).stat()
+    return {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def guess_text_column(schema: pa.Schema, asked: str | None, pair: str | None) -> str:
+    """The column asked for, or the only one that can be meant. Raises UsageError listing the columns."""
+    for role, name in (("--text-column", asked), ("--pair-column", pair)):
+        if name is not None:
+            _check_text(schema, role, name)
+    if asked is not None:
+        return asked
+    texts = [f.name for f in schema if is_text(f.type) and not is_json(f) and f.name not in (pair, RESCUED)]
+    if len(texts) == 1:
+        return texts[0]
+    if "text" in texts:
+        return "text"
+    listing = ", ".join(f"{f.name} ({f.type})" for f in schema)
+    many = f"columns {', '.join(texts)} could be meant" if texts else "no column holds text"
+    raise UsageError(f"which column has the text? {many}. Say --text-column NAME. The input has: {listing}")
+
+
+def _check_text(schema: pa.Schema, role: str, name: str) -> None:
+    if name not in schema.names:
+        raise UsageError(f"{role} {name}: no such column; the input has {', '.join(schema.names)}")
+    field = schema.field(name)
+    if not is_text(field.type) or is_json(field):
+        raise UsageError(f"{role} {name}: the column is {'JSON' if is_json(field) else field.type}, not text")

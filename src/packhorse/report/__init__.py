@@ -1,0 +1,1 @@
+"""What a person sees of a run: notes, the first predictions, a progress line, a summary."""

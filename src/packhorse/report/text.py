@@ -1,0 +1,114 @@
+"""A run in words and figures, for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from packhorse.config import Plan
+from packhorse.metrics import LiveCounters, RunReport
+
+PREVIEW_CHARS = 60
+
+
+def plan_line(plan: Plan, model: str) -> str:
+    """One line: what runs, where, how."""
+    batches = (
+        f"{plan.batch_size} rows a batch" if plan.batching == "fixed" else f"{plan.max_batch_tokens:,} tokens a batch"
+    )
+    longest = f"up to {plan.max_length:,} tokens a row" if plan.max_length else "no maximum length"
+    return f"{plan.task} with {model} on {plan.device} ({plan.precision}, {plan.backend}): {batches}, {longest}"
+
+
+def preview_lines(table: pa.Table, text_column: str, prediction_columns: list[str]) -> list[str]:
+    """The first predictions, a line each."""
+    lines = []
+    for row in table.select([text_column, *prediction_columns]).to_pylist():
+        shown = ", ".join(f"{name}={_short(row[name])}" for name in prediction_columns if row[name] is not None)
+        lines.append(f"  {_short(row[text_column])!s:<{PREVIEW_CHARS + 2}}  {shown}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list) and len(value) > 4:
+        return "[" + ", ".join(_short(v) for v in value[:3]) + f", ... {len(value)} values]"
+    if isinstance(value, list):
+        return "[" + ", ".join(_short(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return f"{value.get('kind')}: {value.get('message')}"
+    text = " ".join(str(value).split())
+    return (
+        repr(text if len(text) <= PREVIEW_CHARS else text[: PREVIEW_CHARS - 3] + "...")
+        if isinstance(value, str)
+        else text
+    )
+
+
+def progress_line(live: LiveCounters) -> str:
+    """Rows, rows/s, tokens/s, time left, padding efficiency."""
+    done = live.done_before + live.rows
+    total = f" of {'~' if live.total_rows % 1 else ''}{live.total_rows:,.0f}" if live.total_rows is not None else ""
+    eta = f", {duration(live.eta_s)} left" if live.eta_s is not None else ""
+    rates = f"{live.rows / live.elapsed_s:,.0f} rows/s, {live.real_tokens / live.elapsed_s:,.0f} tokens/s"
+    return f"{done:,}{total} rows, {rates}{eta}, padding efficiency {live.padding_efficiency:.0%}"
+
+
+def summary_lines(report: RunReport) -> list[str]:
+    """The end of a run: what was done, what it cost, how close to the limit it came."""
+    c, here = report.counters, report.this_run
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(c.errors.items()))
+    lines = [
+        (
+            "output",
+            f"{report.output}  ({report.rows:,} rows in {report.shards} shard{'s' * (report.shards != 1)})",
+        ),
+        ("errors", f"{c.error_rows:,} rows" + (f": {kinds}" if kinds else "")),
+        ("truncated", f"{c.truncated_rows:,} rows cut, {c.truncated_tokens:,} tokens lost"),
+        ("duplicates", f"{c.duplicate_rows:,} rows collapsed"),
+    ]
+    if here.rows:
+        resumed = f" ({report.rows - here.rows:,} rows were done before)" if report.rows != here.rows else ""
+        lines += [
+            ("speed", f"{report.rows_per_s:,.1f} rows/s, {report.tokens_per_s:,.0f} real tokens/s{resumed}"),
+            ("time", f"{duration(report.wall_s)} and {duration(report.setup_s)} of set-up; {_lanes(report)}"),
+            ("padding", f"{report.padding_efficiency:.1%} of computed tokens are real"),
+            ("device", _device(report)),
+            ("memory", f"{_bytes(report.peak_bytes)} peak" + _device_memory(report)),
+        ]
+    return [f"  {name:<11} {text}" for name, text in lines]
+
+
+def _lanes(report: RunReport) -> str:
+    """Where the device's lane was when it did not compute."""
+    return f"waited {duration(report.wait_input_s)} for input, {duration(report.wait_output_s)} for output"
+
+
+def _device(report: RunReport) -> str:
+    busy = f"computed {report.device_busy_share:.1%} of the time"
+    if not report.this_run.flops:
+        return busy
+    useful = f"{report.flops_per_s / 1e9:,.1f} useful GFLOP/s"
+    if report.gemm_share is None or report.gemm_flops_per_s is None:
+        return f"{busy}, {useful}"
+    return f"{busy}, {useful} = {report.gemm_share:.0%} of the best matrix product here ({report.gemm_flops_per_s / 1e9:,.0f})"
+
+
+def _device_memory(report: RunReport) -> str:
+    return f", {_bytes(report.device_peak_bytes)} on the device" if report.device_peak_bytes else ""
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """12.3 s, 4 min 05 s, 2 h 07 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    if minutes < 60:
+        return f"{minutes} min {round(seconds) % 60:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,82 @@
+"""What each stage must offer, as Protocols. Whoever fits one is a stage: there is nothing to register."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+from packhorse.data import (
+    Batch,
+    BatchPlan,
+    Bools,
+    Chunk,
+    Float32s,
+    Int64s,
+    ModelCost,
+    Position,
+    Reduction,
+    Tokenized,
+)
+
+
+class Reader(Protocol):
+    """Rows of the input, in one order for ever, from any position on."""
+
+    files: Sequence[str]
+    raw_column: str | None  # pseudo-column that is the row as it stands in the file
+
+    def schema(self) -> pa.Schema: ...
+    def num_rows(self) -> int | None: ...  # None: not known before reading
+    def progress(self, position: Position) -> float: ...  # share of the input before it, 0 to 1
+    def fingerprint(self) -> list[dict[str, object]]: ...
+    def read(self, start: Position, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[Chunk]: ...
+
+
+class Tokenizer(Protocol):
+    fingerprint: str
+
+    def tokenize(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Tokenized: ...
+    def close(self) -> None: ...
+
+
+class Planner(Protocol):
+    def __call__(self, lengths: Int64s, max_batch_tokens: int, batch_size: int | None) -> BatchPlan: ...
+
+
+class Output(Protocol):
+    """The result of a forward, perhaps still on its way from the device."""
+
+    def numpy(self) -> Float32s: ...  # [rows, width]; waits
+
+
+class LoadedModel(Protocol):
+    """A backend's loaded model. `forward` raises DeviceOutOfMemoryError where a batch does not fit."""
+
+    reduction: Reduction  # its width is known now
+    cost: ModelCost
+    device: str
+    max_length: int | None  # tokens the loaded weights can position; None: no limit known
+
+    def forward(self, batch: Batch) -> Output: ...
+    def computed_tokens(self, lengths: Int64s) -> int: ...  # of a batch of these rows, padding included
+    def peak_bytes(self) -> int | None: ...  # of the device's memory; None where it is the host's
+    def close(self) -> None: ...
+
+
+class Task(Protocol):
+    """Turns reduced values into columns."""
+
+    name: str
+
+    def reduction(self) -> Reduction: ...
+    def fields(self, width: int) -> list[pa.Field]: ...
+    def finish(self, values: Float32s, is_valid: Bools) -> list[pa.Array]: ...  # null where not valid
+
+
+class Writer(Protocol):
+    extension: str
+
+    def write(self, table: pa.Table, path: str) -> None: ...
+    def assemble(self, parts: Sequence[str], path: str) -> None: ...  # one file of the parts, in order

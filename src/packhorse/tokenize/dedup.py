@@ -1,0 +1,68 @@
+"""Rows with identical tokens, found exactly."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from packhorse.data import Int64s, Tokens
+
+
+class Unique(NamedTuple):
+    """rows[u] are the first of their kind; inverse[n] says which of them stands for a row, -1 for a row without tokens."""
+
+    rows: Int64s
+    inverse: Int64s
+
+
+def all_rows(tokens: Tokens) -> Unique:
+    """Every row that has tokens stands for itself."""
+    has_tokens = tokens.lengths > 0
+    rows = np.flatnonzero(has_tokens)
+    inverse = np.full(tokens.num_rows, -1, np.int64)
+    inverse[rows] = np.arange(len(rows))
+    return Unique(rows, inverse)
+
+
+def unique_rows(tokens: Tokens) -> Unique:
+    """Rows with equal ids and type ids share one representative, the first.
+
+    A 64-bit polynomial over fixed random weights proposes, a comparison token by token decides.
+    """
+    every = all_rows(tokens)
+    _, first, group = np.unique(_hashes(tokens)[every.rows], return_index=True, return_inverse=True)
+    stands_for = every.rows[first][group]
+    collided = ~_equal(tokens, every.rows, stands_for)
+    stands_for[collided] = every.rows[collided]
+    rows, inverse = np.unique(stands_for, return_inverse=True)
+    every.inverse[every.rows] = inverse
+    return Unique(rows, every.inverse)
+
+
+def _hashes(tokens: Tokens) -> np.ndarray:
+    """[n] uint64, modulo 2**64."""
+    lengths = tokens.lengths
+    weights = np.random.default_rng(0x9E3779B9).integers(
+        1, 1 << 63, int(lengths.max(initial=0)) + 1, np.uint64
+    ) | np.uint64(1)
+    position = np.arange(len(tokens.ids)) - np.repeat(tokens.offsets[:-1], lengths)
+    terms = (tokens.ids.astype(np.uint64) + np.uint64(1)) * weights[position]
+    if tokens.type_ids is not None:
+        terms += tokens.type_ids.astype(np.uint64) * np.roll(weights, 1)[position]
+    sums = np.zeros(len(terms) + 1, np.uint64)
+    np.cumsum(terms, out=sums[1:])
+    return sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]]
+
+
+def _equal(tokens: Tokens, rows: Int64s, others: Int64s) -> np.ndarray:
+    """[len(rows)] whether a row's tokens are those of its counterpart."""
+    same = tokens.lengths[rows] == tokens.lengths[others]
+    pairs = np.flatnonzero(same & (rows != others))
+    mine, theirs = tokens.take(rows[pairs]), tokens.take(others[pairs])
+    differs = mine.ids != theirs.ids
+    if mine.type_ids is not None and theirs.type_ids is not None:
+        differs |= mine.type_ids != theirs.type_ids
+    counts = np.concatenate([[0], np.cumsum(differs)])
+    same[pairs] = counts[mine.offsets[1:]] == counts[mine.offsets[:-1]]
+    return same

@@ -1,0 +1,1 @@
+"""Which way is the right one: measured on rows of the job, never assumed."""
