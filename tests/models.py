@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [
-    "a", "bad", "be", "boring", "brave", "cat", "dog", "dull", "end", "film", "funny", "good", "great", "in", "is", "it",
-    "long", "made", "me", "movie", "not", "of", "old", "plot", "read", "row", "sad", "short", "the", "time", "to", "very",
-    "was", "well", "what", "zip",
+    "a", "bad", "be", "boring", "brave", "cat", "dog", "dull", "end", "film", "funny", "good", "great", "in", "is",
+    "it", "long", "made", "me", "movie", "not", "of", "old", "plot", "read", "row", "sad", "short", "the", "time",
+    "to", "very", "was", "well", "what", "zip",
 ]  # fmt: skip
-CHARS = [c for c in "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"]
+CHARS = list("abcdefghijklmnopqrstuvwxyz0123456789.,!?'-")
 
 
 def word_piece_tokenizer() -> Tokenizer:
@@ -56,8 +56,9 @@ def save_null_model(
     """A folder that the null backend loads: a config and a tokenizer.json, no weights, made without torch."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "architectures": [architecture], "model_type": "bert", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2,
-        "max_position_embeddings": max_length, "pad_token_id": 0, "id2label": {str(i): f"L{i}" for i in range(num_labels)},
+        "architectures": [architecture], "model_type": "bert", "hidden_size": 32, "num_attention_heads": 4,
+        "num_hidden_layers": 2, "max_position_embeddings": max_length, "pad_token_id": 0,
+        "id2label": {str(i): f"L{i}" for i in range(num_labels)},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     word_piece_tokenizer().save(str(folder / "tokenizer.json"))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from packhorse.engine import Engine
     from packhorse.errors import PackhorseError
     from packhorse.metrics import RunReport
-    from packhorse.verify import Verification
+    from packhorse.verification import Verification
 
 __version__ = "0.1.0"
 
@@ -35,7 +35,7 @@ _HOMES = {
     "RunConfig": "config",
     "RunReport": "metrics",
     "PackhorseError": "errors",
-    "Verification": "verify",
+    "Verification": "verification",
 }
 
 __all__ = [

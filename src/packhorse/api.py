@@ -9,7 +9,7 @@ from packhorse.config import EngineConfig, validated
 from packhorse.engine import Engine, run_with
 from packhorse.executors.local import Stop
 from packhorse.metrics import RunReport
-from packhorse.verify import Verification, verify_output
+from packhorse.verification import Verification, verify_output
 
 
 def load(model: str | Path, **settings: Any) -> Engine:
@@ -17,7 +17,7 @@ def load(model: str | Path, **settings: Any) -> Engine:
 
     model: a folder, or an id on the hub. settings, all optional: revision, task, backend, devices, precision,
     exact, batching, batch_size, max_batch_tokens, max_length, dedup, prompt_name, pooling, normalize,
-    embedding_format, scores, tokenizer_threads; `help(packhorse.EngineConfig)` and `packhorse run --help` say what they mean.
+    embedding_format, scores, tokenizer_threads; `packhorse run --help` says what they mean.
     Raises UsageError, RefusedError or ModelError.
     """
     return Engine(validated(EngineConfig, {"model": str(model)} | settings))

@@ -89,7 +89,8 @@ def run(
 ) -> None:
     """Every row of INPUT through MODEL, to OUTPUT. Stopped, the same command goes on where it was.
 
-    Exit codes: 0 finished (rows in error allowed), 1 failed, 2 usage, 3 refused, 4 --max-error-rate exceeded, 130/143 stopped.
+    Exit codes: 0 finished (rows in error allowed), 1 failed, 2 usage, 3 refused, 4 --max-error-rate exceeded,
+    130/143 stopped.
     """
     settings = dict(locals())
     settings["keep"] = tuple(k for k in keep.split(",") if k) if keep is not None else None

@@ -78,7 +78,7 @@ class Engine:
         """
         if self.task != "feature-extraction":
             raise UsageError(
-                f"embed() is for feature-extraction; this engine's task is {self.task}: use predict(), or load(task=...)"
+                f"embed() is for feature-extraction, this engine does {self.task}: use predict(), or load(task=...)"
             )
         table = self.predict(texts)
         width = table.schema.field("embedding").type.list_size

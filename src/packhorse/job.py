@@ -174,13 +174,17 @@ class Job:
         report.counters += done.counters
         report.parts.append(commit.part)
         report.shards += 1
-        rows, failed = report.counters.rows, report.counters.error_rows
-        if rows >= MIN_ROWS_FOR_RATE and failed > self._config.max_error_rate * rows:
-            kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(report.counters.errors.items()))
-            raise TooManyErrorsError(
-                f"{failed:,} of {rows:,} rows ended in errors ({kinds}), more than --max-error-rate {self._config.max_error_rate} allows; "
-                f"the first: {_first_error(done)}. The rows done so far are committed"
-            )
+        self._check_error_rate(done, report.counters)
+
+    def _check_error_rate(self, done: Forwarded, counters: Counters) -> None:
+        limit = self._config.max_error_rate
+        if counters.rows < MIN_ROWS_FOR_RATE or counters.error_rows <= limit * counters.rows:
+            return
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(counters.errors.items()))
+        raise TooManyErrorsError(
+            f"{counters.error_rows:,} of {counters.rows:,} rows ended in errors ({kinds}), more than --max-error-rate "
+            f"{limit} allows; the first: {_first_error(done)}. The rows done so far are committed"
+        )
 
     def _lower_budget(self, shard: int, budget: Budget) -> None:
         """Written before the shard is computed again, so that a resumed run does as this one did."""
@@ -194,9 +198,15 @@ class Job:
         for commit in commits:
             counters += Counters(**commit.counters)
         return RunReport(
-            output=self._config.output, status="running", plan=plan.model_dump(mode="json"), counters=counters, this_run=Counters(),
-            setup_s=time.perf_counter() - self._begin, shards=len(commits), parts=[c.part for c in commits],
-        )  # fmt: skip
+            output=self._config.output,
+            status="running",
+            plan=plan.model_dump(mode="json"),
+            counters=counters,
+            this_run=Counters(),
+            setup_s=time.perf_counter() - self._begin,
+            shards=len(commits),
+            parts=[c.part for c in commits],
+        )
 
     def _end(self, report: RunReport, outcome: Outcome, plan: Plan, stages: Stages, live: LiveCounters) -> RunReport:
         report.this_run, report.wall_s = outcome.counters, live.elapsed_s
@@ -243,8 +253,8 @@ def _resolve_columns(config: RunConfig, loader: Loader, reader: Reader) -> Colum
     if taken:
         others = ",".join(n for n in keep if n not in taken) or '""'
         raise UsageError(
-            f"the input has a column {taken[0]!r}, and so will the output: --output-prefix pred_ names the outputs differently, "
-            f"--keep {others} leaves the column out"
+            f"the input has a column {taken[0]!r}, and so will the output: "
+            f"--output-prefix pred_ names the outputs differently, --keep {others} leaves the column out"
         )
     is_lines = (
         reader.raw_column is not None

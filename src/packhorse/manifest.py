@@ -106,7 +106,7 @@ class RunFolder:
         foreign = [n for n in names if n != STATE and not n.startswith("part-")]
         if foreign:
             raise RefusedError(
-                f"{self.root} holds {foreign[0]!r}, which is no output of packhorse; choose another folder for the output"
+                f"{self.root} holds {foreign[0]!r}, which is no output of packhorse; choose another folder"
             )
         if overwrite or self.exists:
             return
@@ -214,7 +214,8 @@ def check_unchanged(manifest: dict[str, Any], now: dict[str, Any]) -> None:
     if lines:
         listing = "\n".join(f"  {line}" for line in lines[:12])
         raise ChangedError(
-            f"this output was begun with something else:\n{listing}\nChange it back, choose another output, or --overwrite to start anew"
+            f"this output was begun with something else:\n{listing}\n"
+            "Change it back, choose another output, or --overwrite to start anew"
         )
 
 

@@ -110,7 +110,7 @@ def prepare(rows: ShardRows, stages: Stages, budget: Budget) -> Prepared:
 
 
 def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatch) -> Forwarded:
-    """Runs the plan's batches, longest first. Raises DeviceOutOfMemoryError where a batch of several rows does not fit."""
+    """Runs the plan's batches. Raises DeviceOutOfMemoryError where a batch of several rows does not fit."""
     unique, tokens, counters = prepared.unique, prepared.tokenized.tokens, prepared.counters
     lengths = tokens.lengths[unique.rows]
     if budget != prepared.budget:

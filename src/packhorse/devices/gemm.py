@@ -47,7 +47,7 @@ def _rates(device: str, dtype: torch.dtype) -> Iterator[float]:
 
 
 def _prepacked(weight: torch.Tensor) -> torch.Tensor | None:
-    """The weight in oneDNN's own order, on some processors twice torch's default in fp32; None where it is not offered."""
+    """The weight in oneDNN's own order, on some processors twice torch's default in fp32; None where it has none."""
     try:
         packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, len(weight))
     except (AttributeError, RuntimeError):  # an internal operator: other versions and processors may lack it

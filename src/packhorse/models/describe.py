@@ -121,7 +121,8 @@ def _modules(folder: Path) -> list[dict[str, str]]:
             )
         if name not in ("Transformer", "Pooling", "Dense", "Normalize"):
             raise ModelError(
-                f"{path}: module {module['type']!r} is not supported; supported are Transformer, Pooling, Dense, Normalize"
+                f"{path}: module {module['type']!r} is not supported; "
+                "supported are Transformer, Pooling, Dense, Normalize"
             )
         module["name"] = name
     order = [m["name"] for m in modules]

@@ -23,7 +23,7 @@ class Found(NamedTuple):
 
 
 def find_model(name: str, revision: str | None) -> Found:
-    """The folder of a model. Raises UsageError where the name can be neither, ModelError where the hub has no answer."""
+    """The folder of a model. Raises UsageError where the name can be neither, ModelError where the hub has none."""
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():

@@ -23,7 +23,10 @@ def read_json(path: Path) -> Any:
 
 
 def check_folder(folder: Path, needs_weights: bool = True) -> None:
-    """Raises HostileModelError where the folder asks for code or points outside itself, RefusedError without safetensors."""
+    """Looks at every config and index of the folder.
+
+    Raises HostileModelError where one asks for code or points outside, RefusedError where no weights are safetensors.
+    """
     for path in sorted(folder.rglob("*.json")):
         if path.name.endswith("config.json"):
             _check_code_keys(path)

@@ -42,13 +42,13 @@ def _files(address: str, extensions: tuple[str, ...]) -> list[str]:
     if path.is_file():
         if path.suffix.lower() not in extensions:
             raise UsageError(
-                f"{address}: {path.suffix or 'no extension'} is not a format read here; legal are {', '.join(extensions)}"
+                f"{address}: {path.suffix or 'no extension'} is no format read here; legal are {', '.join(extensions)}"
             )
         return [str(path.resolve())]
     if path.is_dir():
         found = [p for p in path.rglob("*") if _is_data(p.relative_to(path))]
     else:
-        found = [Path(p) for p in glob.glob(address, recursive=True)]
+        found = [Path(p) for p in glob.glob(address, recursive=True)]  # noqa: PTH207 - Path.glob takes no absolute pattern
     files = sorted(str(p.resolve()) for p in found if p.suffix.lower() in extensions and p.is_file())
     if not files:
         what = (

@@ -67,7 +67,7 @@ def cut_shards(
     output_row_bytes: int,
     limit: int | None,
 ) -> Iterator[ShardRows]:
-    """Shards from a position on; index and first_row are the next shard's. `limit` counts from the input's first row."""
+    """Shards from a position on; index and first_row are the next one's. `limit` counts from the input's first row."""
     current = _Open(index, first_row, start)
     for chunk in chunks:
         texts, weights = np.cumsum(text_bytes(chunk.table, text_columns)), np.cumsum(chunk.row_bytes)

@@ -2,8 +2,8 @@
 
 A field is a string where any row of the sample (the first 16 MiB) has one, else the bool, int64 or float64 that
 all rows share; anything else, nested values too, becomes JSON text. A value that does not fit its field's type,
-a field that the sample did not have, and a line that is no JSON object go unchanged into `_rescued_data` (JSON text; the name is Databricks' Auto Loader's): a column that is there when the sample
-did not see all rows, or saw such a row. Blank lines are not rows.
+a field that the sample did not have, and a line that is no JSON object go unchanged into `_rescued_data`, as JSON
+text: a column that is there when the sample did not see all rows, or saw such a row. Blank lines are not rows.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def _device(report: RunReport) -> str:
     useful = f"{report.flops_per_s / 1e9:,.1f} useful GFLOP/s"
     if report.gemm_share is None or report.gemm_flops_per_s is None:
         return f"{busy}, {useful}"
-    return f"{busy}, {useful} = {report.gemm_share:.0%} of the best matrix product here ({report.gemm_flops_per_s / 1e9:,.0f})"
+    best = f"{report.gemm_share:.0%} of the best matrix product here ({report.gemm_flops_per_s / 1e9:,.0f})"
+    return f"{busy}, {useful} = {best}"
 
 
 def _device_memory(report: RunReport) -> str:

@@ -1,4 +1,4 @@
-"""Stage 5, finish: reduced values to columns. One task a file, found by its name, with `make(description, settings)`."""
+"""Stage 5, finish: reduced values to columns. One task a file, found by its name; `make(description, settings)`."""
 
 from __future__ import annotations
 

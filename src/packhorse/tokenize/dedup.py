@@ -10,7 +10,7 @@ from packhorse.data import Int64s, Tokens
 
 
 class Unique(NamedTuple):
-    """rows[u] are the first of their kind; inverse[n] says which of them stands for a row, -1 for a row without tokens."""
+    """rows[u]: the first of their kind; inverse[n]: which of them stands for a row, -1 for a row without tokens."""
 
     rows: Int64s
     inverse: Int64s

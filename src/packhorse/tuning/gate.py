@@ -43,7 +43,10 @@ def compare(reference: Float32s, candidate: Float32s, reduction: Reduction) -> V
     tolerance = SCORE_TOLERANCE * (max(float(reference.std()), 1e-3) if reduction.activation == "none" else 1.0)
     worst = float(np.abs(reference - candidate).max())
     flips = _changed_labels(reference, candidate, reduction, tolerance)
-    finding = f"largest score difference to fp32 {worst:.2g}, {flips} labels changed on {len(reference)} rows (allowed {tolerance:.2g}, 0)"
+    finding = (
+        f"largest score difference to fp32 {worst:.2g}, {flips} labels changed "
+        f"on {len(reference)} rows (allowed {tolerance:.2g} and 0)"
+    )
     return Verdict(worst <= tolerance and flips == 0, finding)
 
 

@@ -15,7 +15,7 @@ ROWS, TOKENS = 2, 7
 
 
 def measure_cost(model: Any, description: ModelDescription) -> ModelCost:
-    """2 FLOPs a weight and position for every linear layer; attention 4 x width x layers x s², halved for causal models.
+    """2 FLOPs a weight and position for linear layers; attention 4 x width x layers x s², halved for causal models.
 
     Embedding look-ups, norms and activations count 0, as in the usual model-FLOPs utilization (PaLM, appendix B).
     """

@@ -111,8 +111,9 @@ def _load_weights(description: ModelDescription, reduction: Reduction, dtype: to
     # Embeddings come from the last hidden state, so a pooler that was never trained is not used.
     missing = sorted(k for k in loading["missing_keys"] if reduction.kind == "classify" or not k.startswith("pooler."))
     if missing:
+        listing = ", ".join(missing[:4]) + (" ..." if len(missing) > 4 else "")
         raise ModelError(
-            f"{description.folder}: has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}, so its "
+            f"{description.folder}: has no weights for {listing}, so its "
             f"outputs for {description.task} would be random. Is it the right model or --task?"
         )
     if reduction.kind == "classify" and model.config.num_labels != reduction.width:

@@ -22,7 +22,7 @@ class Verification:
 
 
 def verify_output(output: str) -> Verification:
-    """Raises DamagedError listing every file that is missing or is not as committed, UsageError where no run wrote it."""
+    """Raises DamagedError listing what is missing or not as committed, UsageError where no run wrote the output."""
     folder = RunFolder(output, is_file=not Path(output).is_dir())
     if not folder.exists:
         raise UsageError(f"{output}: no {STATE}/manifest.json belongs to it, so there is nothing to verify against")
@@ -38,13 +38,12 @@ def verify_output(output: str) -> Verification:
             problems += _file_problems(folder.root / commit.part, commit.num_bytes, commit.sha256)
         problems += _strangers(folder, commits) if is_finished else []
         num_bytes = sum(c.num_bytes for c in commits)
-    if is_finished and manifest["rows"] != sum(c.shard.num_rows for c in commits):
-        problems.append(
-            f"{folder.state}/shards: records of {sum(c.shard.num_rows for c in commits)} rows, not of {manifest['rows']}"
-        )
+    rows = sum(c.shard.num_rows for c in commits)
+    if is_finished and manifest["rows"] != rows:
+        problems.append(f"{folder.state}/shards: records of {rows} rows, not of {manifest['rows']}")
     if problems:
         raise DamagedError(f"{output} is not as it was committed:\n" + "\n".join(f"  {p}" for p in problems))
-    return Verification(output, len(commits), sum(c.shard.num_rows for c in commits), num_bytes, is_finished)
+    return Verification(output, len(commits), rows, num_bytes, is_finished)
 
 
 def _record_problems(folder: RunFolder, commits: list[Commit]) -> list[str]:

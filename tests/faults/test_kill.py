@@ -1,0 +1,82 @@
+"""kill -9 at random moments, the same call again each time: the output is that of an uninterrupted run, to the byte."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import packhorse
+from tests.models import WORDS
+
+KILLS = 25  # for each kind of output: 50 in all
+DEADLINE_S = 120.0
+JOB = {"backend": "null", "shard_rows": 200, "text_column": "text"}
+
+
+def write_input(path: Path) -> None:
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(0, 30))) for _ in range(12_000)]
+    rows = [None if i % 997 == 0 else text for i, text in enumerate(texts)]
+    pq.write_table(pa.table({"id": range(len(rows)), "text": rows}), path, row_group_size=1_700)
+
+
+def digest(output: Path) -> dict[str, str]:
+    """sha256 of what a user sees: the parts, or the one file."""
+    files = sorted(output.glob("part-*")) if output.is_dir() else [output]
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def work(model: str, rows: str, output: str) -> None:
+    packhorse.run(model, rows, output, **JOB)
+
+
+@pytest.mark.parametrize("name", ["folder", "whole.parquet"])
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, null_model: Path, name: str) -> None:
+    rows = tmp_path / "rows.parquet"
+    write_input(rows)
+    expected = tmp_path / "uninterrupted" / name
+    work(str(null_model), str(rows), str(expected))
+
+    spawn = multiprocessing.get_context("forkserver")
+    spawn.set_forkserver_preload(["packhorse.api", "packhorse.backends.null", "tokenizers", "pyarrow.parquet"])
+    draw, deadline = random.Random(1), time.monotonic() + DEADLINE_S
+    kills = after_first_commit = finished = 0
+    while kills < KILLS or not finished:
+        assert time.monotonic() < deadline, f"{kills} kills, {finished} finished: too slow, or hanging"
+        output = tmp_path / f"run{finished}" / name
+        state = (output if name == "folder" else output.with_name(name + ".packhorse")) / "_packhorse"
+        process = spawn.Process(target=work, args=(str(null_model), str(rows), str(output)))
+        process.start()
+        if kills < KILLS:
+            wait_until_running(process, state, draw.random() < 0.9)
+            process.join(draw.uniform(0.0, 0.25))
+        else:
+            process.join(DEADLINE_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            kills += 1
+            after_first_commit += (state / "shards" / "000000.json").exists()
+            continue
+        assert process.exitcode == 0
+        assert digest(output) == digest(expected)
+        assert packhorse.verify(output).is_finished
+        finished += 1
+    assert after_first_commit >= KILLS * 4 // 5
+
+
+def wait_until_running(process: multiprocessing.process.BaseProcess, state: Path, past_first_commit: bool) -> None:
+    """Waits for a commit that this process made, or not at all."""
+    before = len(list(state.glob("shards/*.json")))
+    end = time.monotonic() + 10
+    while past_first_commit and process.is_alive() and time.monotonic() < end:
+        if len(list(state.glob("shards/*.json"))) > before:
+            return
+        time.sleep(0.002)
