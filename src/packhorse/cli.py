@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import Annotated, Any, Literal
 
@@ -94,6 +95,7 @@ def run(
     """
     settings = dict(locals())
     settings["keep"] = tuple(k for k in keep.split(",") if k) if keep is not None else None
+    _quiet_third_parties()
     from packhorse import api
 
     stop = _stop_on_signals()
@@ -121,6 +123,13 @@ def _root(version: Annotated[bool, Flag("--version", help="Show the version.")] 
 
         typer.echo(f"packhorse {__version__}")
         raise typer.Exit
+
+
+def _quiet_third_parties() -> None:
+    """Their logs, warnings and loading bars do not stand between our lines; what matters is raised as an error."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore")
 
 
 def _stop_on_signals() -> Any:

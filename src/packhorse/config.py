@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from packhorse.errors import UsageError, did_you_mean
 
 # Settings that change neither which rows are computed nor what is written for them.
+# Input and model are compared by their content instead.
 NOT_IN_MANIFEST = frozenset(
-    {"input", "output", "devices", "on_error", "max_error_rate", "overwrite", "quiet", "progress"}
+    {"model", "revision", "input", "output", "devices", "tokenizer_threads"}
+    | {"on_error", "max_error_rate", "overwrite", "quiet", "progress"}
 )
 
 OUTPUT_FORMATS = (".parquet", ".jsonl")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Job:
 
     def _run_locked(self) -> RunReport:
         identity = {
-            "settings": self._config.settings() | {"model": None, "revision": None},
+            "settings": self._config.settings(),
             "input": self._reader.fingerprint(),
             "model": self._loader.model_identity(),
         }
@@ -243,6 +244,9 @@ class Job:
 def _resolve_columns(config: RunConfig, loader: Loader, reader: Reader) -> Columns:
     """Raises UsageError for a column that is not there, and for an input column named like an output column."""
     schema = reader.schema()
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise UsageError(f"the input has {twice[0]!r} twice; rename one of the columns")
     text = guess_text_column(schema, config.text_column, config.pair_column)
     unknown = [name for name in config.keep or () if name not in schema.names]
     if unknown:
@@ -282,10 +286,7 @@ def _clean(rows: ShardRows, name: str) -> list[str | None]:
 def _read_schema(reader: Reader, columns: Columns) -> pa.Schema:
     names = list(dict.fromkeys([*columns.keep, *columns.texts]))
     schema = reader.schema()
-    return pa.schema(
-        [schema.field(n) if n in schema.names else pa.field(n, pa.large_binary()) for n in names],
-        metadata=schema.metadata,
-    )
+    return pa.schema([schema.field(n) if n in schema.names else pa.field(n, pa.large_binary()) for n in names])
 
 
 def _first_error(done: Forwarded) -> str:

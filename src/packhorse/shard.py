@@ -159,7 +159,7 @@ def finish(forwarded: Forwarded, stages: Stages) -> pa.Table:
             forwarded.counters.errors[row_error.kind] = forwarded.counters.errors.get(row_error.kind, 0) + 1
         kept = forwarded.table.select(list(stages.keep)).combine_chunks()
         fields = [*kept.schema, *stages.output_fields()]
-        return pa.Table.from_arrays([*kept.columns, *columns], schema=pa.schema(fields, metadata=kept.schema.metadata))
+        return pa.Table.from_arrays([*kept.columns, *columns], schema=pa.schema(fields))
 
 
 def predict(rows: ShardRows, stages: Stages, budget: Budget) -> pa.Table:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 
 from packhorse.config import EngineConfig
 from packhorse.data import Bools, Float32s, ModelDescription, Reduction
 from packhorse.stages import Task
-from packhorse.tasks.text_classification import vectors
+from packhorse.tasks.vectors import vectors
 
 
 def make(description: ModelDescription, settings: EngineConfig) -> Task:
@@ -27,7 +25,7 @@ class FeatureExtraction:
         self._dtype = np.dtype(embedding_format)
 
     def reduction(self) -> Reduction:
-        return dataclasses.replace(self._pooling)
+        return self._pooling
 
     def fields(self, width: int) -> list[pa.Field]:
         return [pa.field("embedding", pa.list_(pa.from_numpy_dtype(self._dtype), width))]

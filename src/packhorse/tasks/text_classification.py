@@ -14,6 +14,7 @@ import pyarrow as pa
 from packhorse.config import EngineConfig
 from packhorse.data import Bools, Float32s, ModelDescription, Reduction
 from packhorse.stages import Task
+from packhorse.tasks.vectors import vectors
 
 MULTI_LABEL_THRESHOLD = 0.5
 
@@ -67,9 +68,3 @@ class TextClassification:
         return pa.ListArray.from_arrays(
             pa.array(offsets), names.take(pa.array(np.nonzero(chosen)[1])), mask=pa.array(~is_valid)
         )
-
-
-def vectors(values: np.ndarray, is_valid: Bools) -> pa.Array:
-    """[n, w] floats as a fixed_size_list column, null where not valid."""
-    flat = pa.array(values.reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(~is_valid))

@@ -12,7 +12,7 @@ from torch import nn
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
-from packhorse.data import Batch, Float32s, Int64s, ModelDescription, Reduction
+from packhorse.data import Batch, Float32s, Int64s, ModelCost, ModelDescription, Reduction
 from packhorse.errors import DeviceOutOfMemoryError, ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +32,14 @@ class TorchModel:
         self.max_length = _positions(self._model)
         self._reducer = Reducer(reduction, device)
         self.reduction = dataclasses.replace(reduction)
-        self.cost = measure_cost(self._model, description)
+        self.cost = self._try_forward(description)
+
+    def _try_forward(self, description: ModelDescription) -> ModelCost:
+        """A small forward counts FLOPs, and shows before the long part whether the model takes text at all."""
+        try:
+            return measure_cost(self._model, description)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise ModelError(f"{description.folder}: a trial forward of two short rows failed: {error}") from error
 
     def computed_tokens(self, lengths: Int64s) -> int:
         return int(lengths.max(initial=0)) * len(lengths)
