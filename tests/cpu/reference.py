@@ -19,7 +19,18 @@ Pairs = Sequence[str] | None
 def texts_of_all_lengths(count: int = 40, seed: int = 7) -> list[str]:
     """An empty text, one token, far too long ones, odd characters, a duplicate; then random words."""
     rng = np.random.default_rng(seed)
-    odd = ["", "a", "   ", "Good FILM!", "naïve café 漢字 🙂", "a\x00b\nc\td", "very boring " * 60, "x" * 300, "the end", "the end"]
+    odd = [
+        "",
+        "a",
+        "   ",
+        "Good FILM!",
+        "naïve café 漢字 🙂",
+        "a\x00b\nc\td",
+        "very boring " * 60,
+        "x" * 300,
+        "the end",
+        "the end",
+    ]
     drawn = [" ".join(rng.choice(WORDS, size=n)) for n in rng.integers(1, 90, size=count - len(odd))]
     return odd + drawn
 

@@ -14,6 +14,7 @@ import torch
 
 import packhorse
 from tests.cpu import reference
+from tests.cpu.engine import load
 from tests.models import save_classifier
 
 TEXTS = reference.texts_of_all_lengths()
@@ -27,7 +28,7 @@ def scores_of(table: pa.Table) -> np.ndarray:
 
 def predicted(folder: Path, texts: list[Any] = TEXTS, **settings: Any) -> np.ndarray:
     """[n, labels] scores of all labels."""
-    with packhorse.load(folder, scores="all", **settings) as engine:
+    with load(folder, scores="all", **settings) as engine:
         return scores_of(engine.predict(texts))
 
 
@@ -50,7 +51,7 @@ def test_predict_and_run_equal_transformers_row_by_row(
     expected = reference.logits(folder, TEXTS, pairs).softmax(1)
     lost = reference.tokens_lost(folder, TEXTS, pairs)
     assert sum(n > 0 for n in lost) > 3
-    engine = packhorse.load(folder, scores="all")
+    engine = load(folder, scores="all")
 
     assert_as_reference(engine.predict(TEXTS, pairs), expected)
 
@@ -65,12 +66,12 @@ def test_predict_and_run_equal_transformers_row_by_row(
 
 
 def test_the_function_run_gives_what_the_engine_gives(bert: Path, tmp_path: Path) -> None:
-    packhorse.run(bert, {"text": TEXTS}, tmp_path / "out", scores="all")
+    packhorse.run(bert, {"text": TEXTS}, tmp_path / "out", scores="all", devices="cpu")
     assert_as_reference(pq.read_table(tmp_path / "out"), reference.logits(bert, TEXTS).softmax(1))
 
 
 def test_scores_all_names_its_labels_in_the_schema(bert: Path, tmp_path: Path) -> None:
-    packhorse.run(bert, {"text": TEXTS}, tmp_path / "out", scores="all")
+    packhorse.run(bert, {"text": TEXTS}, tmp_path / "out", scores="all", devices="cpu")
     field = pq.read_schema(tmp_path / "out" / "part-000000.parquet").field("scores")
     assert field.type == pa.list_(pa.float32(), 3)
     assert json.loads(field.metadata[b"labels"]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
@@ -102,12 +103,10 @@ def test_scores_are_those_of_the_transformers_pipeline(
 
 
 def test_multi_label_gives_every_label_from_one_half_on(tmp_path: Path) -> None:
-    folder = save_classifier(
-        tmp_path, "bert", 4, problem_type="multi_label_classification", initializer_range=0.6
-    )
+    folder = save_classifier(tmp_path, "bert", 4, problem_type="multi_label_classification", initializer_range=0.6)
     expected = reference.logits(folder, TEXTS).sigmoid().numpy()
     assert {int(n) for n in (expected >= 0.5).sum(1)} >= {1, 2}
-    table = packhorse.load(folder, scores="all").predict([*TEXTS, None])
+    table = load(folder, scores="all").predict([*TEXTS, None])
     labels = [[f"LABEL_{i}" for i in np.flatnonzero(row >= 0.5)] for row in expected]
     assert table["label"].to_pylist() == [*labels, None]
     np.testing.assert_allclose(table["score"].to_pylist()[:-1], expected.max(1), atol=TOLERANCE)
@@ -116,7 +115,7 @@ def test_multi_label_gives_every_label_from_one_half_on(tmp_path: Path) -> None:
 
 def test_regression_has_a_score_and_no_label(tmp_path: Path) -> None:
     folder = save_classifier(tmp_path, "bert", 1, problem_type="regression", initializer_range=0.6)
-    table = packhorse.load(folder).predict(TEXTS)
+    table = load(folder).predict(TEXTS)
     assert table["label"].null_count == len(TEXTS)
     np.testing.assert_allclose(table["score"].to_numpy(), reference.logits(folder, TEXTS)[:, 0], atol=TOLERANCE)
 
@@ -126,7 +125,7 @@ def test_roberta_takes_as_many_tokens_as_its_positions_behind_the_padding_index(
     folder = save_classifier(tmp_path, "roberta", pad_token_id=1, max_position_embeddings=66, initializer_range=0.6)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 10**30}))
-    with packhorse.load(folder, scores="all") as engine:
+    with load(folder, scores="all") as engine:
         assert engine.plan.max_length == 64
         assert_as_reference(engine.predict(TEXTS), reference.logits(folder, TEXTS, max_length=64).softmax(1))
 
@@ -134,19 +133,22 @@ def test_roberta_takes_as_many_tokens_as_its_positions_behind_the_padding_index(
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
 def test_fixed_batches_give_the_same_values(bert: Path, batch_size: int) -> None:
     expected = reference.logits(bert, TEXTS).softmax(1)
-    with packhorse.load(bert, scores="all", batching="fixed", batch_size=batch_size) as engine:
+    with load(bert, scores="all", batching="fixed", batch_size=batch_size) as engine:
         assert_as_reference(engine.predict(TEXTS), expected)
 
 
-@pytest.mark.parametrize("max_length", [1, 2, 3, 17])
+@pytest.mark.parametrize("max_length", [2, 3, 17])
 def test_a_shorter_max_length_cuts_as_transformers_cuts(bert: Path, max_length: int) -> None:
-    """Two tokens of a row are special ones: shorter than these no row can be, and it must be said."""
-    if max_length < 2:
-        with pytest.raises(packhorse.PackhorseError):
-            predicted(bert, max_length=max_length)
-        return
     expected = reference.logits(bert, TEXTS, max_length=max_length).softmax(1)
     np.testing.assert_allclose(predicted(bert, max_length=max_length), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("max_length", "pairs"), [(1, None), (2, PAIRS)], ids=["single", "pair"])
+def test_no_row_is_shorter_than_its_special_tokens_and_that_is_said(
+    bert: Path, max_length: int, pairs: list[str] | None
+) -> None:
+    with pytest.raises(packhorse.PackhorseError, match=r"max.length"):
+        load(bert, max_length=max_length).predict(TEXTS, pairs)
 
 
 def test_a_tokenizer_that_truncates_on_the_left_does_so_here(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_a_tokenizer_that_truncates_on_the_left_does_so_here(tmp_path: Path) -> 
 def test_rows_in_error_leave_their_neighbours_as_they_are(bert: Path) -> None:
     bad = {3: None, 8: 5, 20: "\ud800", 21: b"bytes", 33: ["a", "list"]}
     texts: list[Any] = [bad.get(i, text) for i, text in enumerate(TEXTS)]
-    table = packhorse.load(bert, scores="all").predict(texts)
+    table = load(bert, scores="all").predict(texts)
     errors = {i: e["kind"] for i, e in enumerate(table["error"].to_pylist()) if e}
     assert errors == {3: "null_text", 8: "not_text", 20: "lone_surrogate", 21: "not_text", 33: "not_text"}
     assert [i for i, label in enumerate(table["label"].to_pylist()) if label is None] == sorted(bad)
@@ -169,21 +171,22 @@ def test_rows_in_error_leave_their_neighbours_as_they_are(bert: Path) -> None:
 
 
 def test_bytes_are_no_text_whatever_stands_beside_them(bert: Path) -> None:
-    with packhorse.load(bert) as engine:
+    with load(bert) as engine:
         kinds = [e and e["kind"] for e in engine.predict([b"good film", "good film"])["error"].to_pylist()]
     assert kinds == ["not_text", None]
 
 
 def test_no_rows_give_no_rows_with_the_same_columns(bert: Path) -> None:
-    with packhorse.load(bert, scores="all") as engine:
+    with load(bert, scores="all") as engine:
         empty = engine.predict([])
         assert len(empty) == 0
         assert empty.schema == engine.predict(["a"]).schema
 
 
-def test_a_thousand_rows_in_auto_precision_stay_within_the_gates_tolerance(bert: Path) -> None:
+def test_in_auto_precision_a_thousand_rows_keep_the_gates_tolerance(bert: Path) -> None:
     texts = reference.texts_of_all_lengths(1_100)
-    with packhorse.load(bert, scores="all") as engine:
-        table = engine.predict(texts)
+    with load(bert, scores="all") as engine:
+        found = scores_of(engine.predict(texts))
         assert engine.plan.precision in ("fp32", "bf16", "fp16")
-    np.testing.assert_allclose(scores_of(table), reference.logits(bert, texts).softmax(1), atol=0.05)
+    differences = np.abs(found - reference.logits(bert, texts).softmax(1).numpy())
+    assert np.quantile(differences, 0.95) <= 0.02
