@@ -162,7 +162,7 @@ class Plan(BaseModel):
     backend: str
     device: str
     precision: str
-    batching: Literal["padded", "fixed"]
+    batching: Literal["padded", "fixed", "equal"]
     batch_size: int | None
     max_batch_tokens: int
     max_length: int | None

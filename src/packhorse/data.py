@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -185,6 +185,14 @@ class ModelCost:
     def flops(self, lengths: Int64s) -> float:
         squares = float(np.square(lengths, dtype=np.float64).sum())
         return self.per_token * float(lengths.sum()) + self.per_row * len(lengths) + self.per_token_squared * squares
+
+
+class TokenizerParts(NamedTuple):
+    """A model's tokenizer as a backend loads it."""
+
+    backend: Any  # tokenizers.Tokenizer
+    takes_type_ids: bool  # whether the model tells the two texts of a pair apart by token types
+    truncation_side: str  # right or left
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,10 +177,12 @@ def _rows(texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Sh
 
 
 def _column(values: Sequence[Any], errors: dict[int, RowError]) -> pa.Array:
-    try:
-        return pa.array(values, pa.large_string())
-    except (pa.ArrowException, UnicodeEncodeError, TypeError):
-        clean = list(values)  # one of them is no text: found one by one
+    clean = list(values)
+    if set(map(type, clean)) <= {str, type(None)}:
+        try:
+            return pa.array(clean, pa.large_string())
+        except UnicodeEncodeError:
+            pass  # half a surrogate pair in one of them: found one by one below
     for i, value in enumerate(clean):
         error = _text_error(value)
         if error is not None:

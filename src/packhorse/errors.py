@@ -12,6 +12,7 @@
     ├── RowFailedError             1  a row ended in an error under --on-error fail
     ├── DamagedError               1  verify found bytes that are not the ones committed
     ├── DeviceOutOfMemoryError     1  a batch did not fit; the run lowers its budget and goes on
+    ├── BatchRefusedError          1  the model refused a batch; its rows are tried one by one
     ├── TooManyErrorsError         4  more rows ended in errors than --max-error-rate allows
     └── InterruptedRunError  130/143  stopped by a signal; the same command goes on where it was
 
@@ -74,6 +75,10 @@ class DamagedError(PackhorseError):
 
 
 class DeviceOutOfMemoryError(PackhorseError):
+    pass
+
+
+class BatchRefusedError(PackhorseError):
     pass
 
 

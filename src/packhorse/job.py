@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,21 @@ import pyarrow as pa
 from packhorse.config import Plan, RunConfig
 from packhorse.data import Position
 from packhorse.devices.host import rss_peak_bytes
-from packhorse.errors import InterruptedRunError, RowFailedError, TooManyErrorsError, UsageError
+from packhorse.errors import InterruptedRunError, RowFailedError, TooManyErrorsError
 from packhorse.executors.local import Outcome, Stop, run_shards
 from packhorse.loading import Loader
 from packhorse.manifest import Commit, RunFolder, check_unchanged
 from packhorse.metrics import Counters, LiveCounters, RunReport
-from packhorse.readers.columns import guess_text_column
 from packhorse.readers.cut import ShardRows, cut_shards
 from packhorse.report.reporter import Reporter
-from packhorse.shard import Budget, Forwarded, Stages, output_fields, predict
+from packhorse.selection import check_apart, choose_columns, read_schema
+from packhorse.shard import Budget, Forwarded, Stages, predict
 from packhorse.stages import Reader, Writer
 from packhorse.writers import make_writer
 
 MIN_ROWS_FOR_RATE = 1_000  # --max-error-rate is looked at from here on
 PREVIEW_ROWS = 3
 SAMPLE_ROWS = 1_024
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Columns:
-    """Which input columns are read and which are written."""
-
-    text: str
-    pair: str | None
-    keep: list[str]
-
-    @property
-    def texts(self) -> list[str]:
-        return [self.text] if self.pair is None else [self.text, self.pair]
 
 
 class Job:
@@ -56,10 +42,10 @@ class Job:
             stop,
         )
         self._begin = time.perf_counter()
-        self._columns = _resolve_columns(config, loader, reader)
+        self._columns = choose_columns(config, loader.task, reader)
         self._writer: Writer = make_writer(Path(config.output).suffix if config.output_is_file else ".parquet")
         self._folder = RunFolder(config.output, config.output_is_file)
-        _check_outside(self._folder.root, reader)
+        check_apart(self._folder, reader, config.input)
 
     def run(self) -> RunReport:
         """Raises a PackhorseError of the fitting class; the run folder can be continued after any of them."""
@@ -83,6 +69,7 @@ class Job:
             manifest = self._folder.manifest()
             check_unchanged(manifest, identity)
             if manifest.get("finished"):
+                self._folder.check_finished(manifest)
                 return self._already_finished(manifest)
             check_unchanged(manifest["plan"], {"versions": self._loader.versions()})
         plan = Plan(**manifest["plan"])
@@ -110,6 +97,7 @@ class Job:
         return manifest
 
     def _compute(self, plan: Plan, stages: Stages, commits: list[Commit]) -> RunReport:
+        self._folder.check_parts(commits)
         last = commits[-1].shard if commits else None
         row = last.first_row + last.num_rows if last else 0
         budget = Budget(*self._folder.manifest()["budgets"][-1][1:])
@@ -118,6 +106,7 @@ class Job:
         else:
             self._reporter.note(f"going on after {row:,} rows of an earlier run")
         report = self._new_report(plan, commits)
+        self._check_error_rate(report.counters, "in an earlier run")
         live = LiveCounters(done_before=row)
         shards = self._watched(
             self._shards(last.end if last else Position(0, 0), len(commits), row, self._config.shard_rows, stages),
@@ -175,16 +164,16 @@ class Job:
         report.counters += done.counters
         report.parts.append(commit.part)
         report.shards += 1
-        self._check_error_rate(done, report.counters)
+        self._check_error_rate(report.counters, _first_error(done))
 
-    def _check_error_rate(self, done: Forwarded, counters: Counters) -> None:
+    def _check_error_rate(self, counters: Counters, first: str) -> None:
         limit = self._config.max_error_rate
         if counters.rows < MIN_ROWS_FOR_RATE or counters.error_rows <= limit * counters.rows:
             return
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(counters.errors.items()))
         raise TooManyErrorsError(
             f"{counters.error_rows:,} of {counters.rows:,} rows ended in errors ({kinds}), more than --max-error-rate "
-            f"{limit} allows; the first: {_first_error(done)}. The rows done so far are committed"
+            f"{limit} allows; the first: {first}. The rows done so far are committed"
         )
 
     def _lower_budget(self, shard: int, budget: Budget) -> None:
@@ -218,7 +207,9 @@ class Job:
         if not report.parts:
             self._commit_empty(report, stages)
         report.status = "finished"
-        report.sha256 = self._folder.finish(report.rows, report.parts, self._writer.extension, self._writer.assemble)
+        report.sha256 = self._folder.finish(
+            report.rows, self._folder.commits(), self._writer.extension, self._writer.assemble
+        )
         report.gemm_flops_per_s = self._loader.gemm(plan.precision) if report.this_run.flops else None
         self._folder.write_report(report.to_dict())
         self._reporter.summary(report)
@@ -226,7 +217,7 @@ class Job:
 
     def _commit_empty(self, report: RunReport, stages: Stages) -> None:
         """An input without rows gives an output without rows that still has its columns."""
-        rows = ShardRows.of(_read_schema(self._reader, self._columns).empty_table(), {})
+        rows = ShardRows.of(read_schema(self._reader, self._columns).empty_table(), {})
         table = predict(rows, stages, Budget(1, 1))
         commit = self._folder.commit(
             rows.shard, self._writer.extension, lambda path: self._writer.write(table, path), {}
@@ -237,43 +228,10 @@ class Job:
     def _already_finished(self, manifest: dict[str, Any]) -> RunReport:
         report = self._new_report(Plan(**manifest["plan"]), self._folder.commits())
         report.status, report.sha256 = "already_finished", manifest.get("sha256")
+        if not self._folder.has_report:  # the run that finished was stopped before it could write one
+            self._folder.write_report(report.to_dict())
         self._reporter.summary(report)
         return report
-
-
-def _resolve_columns(config: RunConfig, loader: Loader, reader: Reader) -> Columns:
-    """Raises UsageError for a column that is not there, and for an input column named like an output column."""
-    schema = reader.schema()
-    twice = [name for name, count in Counter(schema.names).items() if count > 1]
-    if twice:
-        raise UsageError(f"the input has {twice[0]!r} twice; rename one of the columns")
-    text = guess_text_column(schema, config.text_column, config.pair_column)
-    unknown = [name for name in config.keep or () if name not in schema.names]
-    if unknown:
-        raise UsageError(f"--keep {unknown[0]}: no such column; the input has {', '.join(schema.names)}")
-    keep = list(config.keep) if config.keep is not None else list(schema.names)
-    added = [f.name for f in output_fields(loader.task, 1, config.output_prefix)]
-    taken = [name for name in added if name in keep]
-    if taken:
-        others = ",".join(n for n in keep if n not in taken) or '""'
-        raise UsageError(
-            f"the input has a column {taken[0]!r}, and so will the output: "
-            f"--output-prefix pred_ names the outputs differently, --keep {others} leaves the column out"
-        )
-    is_lines = (
-        reader.raw_column is not None
-        and config.keep is None
-        and config.output_is_file
-        and config.output.endswith(".jsonl")
-    )
-    return Columns(text, config.pair_column, [str(reader.raw_column)] if is_lines else keep)
-
-
-def _check_outside(root: Path, reader: Reader) -> None:
-    """Raises UsageError where an input file lies in the output folder: the next run would read its own output."""
-    inside = [f for f in reader.files if Path(f).is_relative_to(root)]
-    if inside:
-        raise UsageError(f"-o {root}: the input file {inside[0]} lies in it; choose an output outside the input")
 
 
 def _clean(rows: ShardRows, name: str) -> list[str | None]:
@@ -281,12 +239,6 @@ def _clean(rows: ShardRows, name: str) -> list[str | None]:
     good = [i for i in range(rows.table.num_rows) if i not in rows.errors]
     texts: list[str | None] = rows.table[name].take(good).to_pylist()
     return texts
-
-
-def _read_schema(reader: Reader, columns: Columns) -> pa.Schema:
-    names = list(dict.fromkeys([*columns.keep, *columns.texts]))
-    schema = reader.schema()
-    return pa.schema([schema.field(n) if n in schema.names else pa.field(n, pa.large_binary()) for n in names])
 
 
 def _first_error(done: Forwarded) -> str:

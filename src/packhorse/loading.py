@@ -14,17 +14,21 @@ from packhorse.backends import find_backend
 from packhorse.batching import planner
 from packhorse.batching.fixed import DEFAULT_BATCH_SIZE
 from packhorse.config import EngineConfig, Plan
-from packhorse.data import Batch, Float32s, ModelDescription, Tokens
+from packhorse.data import Batch, Float32s, ModelDescription, TokenizerParts, Tokens
 from packhorse.devices.host import num_cores
 from packhorse.errors import UsageError
 from packhorse.models.describe import describe
 from packhorse.models.find import file_hashes, find_model
-from packhorse.models.preflight import check_folder
+from packhorse.models.preflight import check_folder, check_weights
 from packhorse.shard import Budget, Stages
 from packhorse.stages import LoadedModel
 from packhorse.tasks import make_task
 from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
 from packhorse.tuning.gate import MIN_JOB_ROWS, Verdict, compare, stratified
+
+# Rows of three lengths; the middle one is a usual sentence.
+TRIAL = ("read a zip file", "read a zip file", "The plot is thin, but two hours go by in no time.", "good")
+TRIAL_TOKENS = 64
 
 
 class Loader:
@@ -34,12 +38,14 @@ class Loader:
         self.settings = settings
         self._backend = find_backend(settings.backend)
         self._found = find_model(settings.model, settings.revision)
-        check_folder(self._found.folder, self._backend.NEEDS_WEIGHTS)
+        check_folder(self._found.folder)
         self.description: ModelDescription = describe(self._found, settings)
+        if self._backend.NEEDS_WEIGHTS:
+            check_weights(self.description.folder)
         self.task = make_task(self.description, settings)
         self.device: str = self._backend.choose_device(settings.devices)
         self.threads = 1 if settings.exact else num_cores()
-        self._raw_tokenizer: tuple[Any, bool] | None = None
+        self._tokenizer_parts: TokenizerParts | None = None
         self._models: dict[str, LoadedModel] = {}
 
     # -- parts
@@ -49,15 +55,16 @@ class Loader:
         if precision not in self._models:
             reduction = dataclasses.replace(self.task.reduction(), skip_tokens=self._skip_tokens())
             self._models[precision] = self._backend.load(
-                self.description, reduction, self.device, precision, self.threads
+                self.description, reduction, self.device, precision, self.threads, self._trial()
             )
         return self._models[precision]
 
     def tokenizer(self, max_length: int | None, has_pairs: bool) -> FastTokenizer:
-        backend, takes_type_ids = self._tokenizer_parts()
+        backend, takes_type_ids, truncation_side = self._parts()
         settings = TokenizeSettings(
             max_length=max_length,
             prompt=self.description.prompt,
+            truncation_side=truncation_side,
             with_type_ids=takes_type_ids and (has_pairs or any(backend.encode("a").type_ids)),
             threads=self.settings.tokenizer_threads or num_cores(),
         )
@@ -89,9 +96,13 @@ class Loader:
         s = self.settings
         batch_size = s.batch_size or (DEFAULT_BATCH_SIZE if s.batching == "fixed" else None)
         budget = s.max_batch_tokens or self._backend.default_batch_tokens(self.device, precision)
+        model = self.model(precision)
+        batching = s.batching if model.pads_safely else "equal"
+        if batching != s.batching:
+            notes += ("this model's outputs change with padding, so only rows of equal length run together",)
         return Plan(
             task=self.description.task, backend=s.backend, device=self.device.split(":")[0], precision=precision,
-            batching=s.batching, batch_size=batch_size, max_batch_tokens=budget, max_length=self._max_length(precision),
+            batching=batching, batch_size=batch_size, max_batch_tokens=budget, max_length=self._max_length(precision),
             threads=self.threads, text_column=text_column, pair_column=pair_column,
             tokenizer="tokenizers", notes=notes, versions=self.versions(),
         )  # fmt: skip
@@ -155,19 +166,29 @@ class Loader:
             raise UsageError(f"--max-length {asked}: the model takes at most {legal} tokens")
         return asked or legal
 
-    def _tokenizer_parts(self) -> tuple[Any, bool]:
-        if self._raw_tokenizer is None:
-            backend, takes_type_ids = self._backend.load_tokenizer(self.description)
+    def _parts(self) -> TokenizerParts:
+        """Loaded once. Padding and truncation that a tokenizer.json may have baked in count for nothing."""
+        if self._tokenizer_parts is None:
+            parts: TokenizerParts = self._backend.load_tokenizer(self.description)
+            parts.backend.no_padding()
+            parts.backend.no_truncation()
             if self.description.lower_case:
-                _add_lowercase(backend)
-            self._raw_tokenizer = backend, takes_type_ids
-        return self._raw_tokenizer
+                _add_lowercase(parts.backend)
+            self._tokenizer_parts = parts
+        return self._tokenizer_parts
+
+    def _trial(self) -> Tokens:
+        """A few short rows for a backend to try the model on; the first two are equal."""
+        tokenizer = self.tokenizer(min(self.description.max_length or TRIAL_TOKENS, TRIAL_TOKENS), has_pairs=False)
+        tokens = tokenizer.tokenize(TRIAL, None).tokens
+        tokenizer.close()
+        return tokens.take(np.flatnonzero(tokens.lengths))
 
     def _skip_tokens(self) -> int:
         """Tokens of the prompt that pooling leaves out: those before the text, without the closing special token."""
         if self.description.include_prompt or not self.description.prompt:
             return 0
-        backend, _ = self._tokenizer_parts()
+        backend = self._parts().backend
         ids = backend.encode(self.description.prompt).ids
         special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         return len(ids) - (1 if ids[-1] in special else 0)

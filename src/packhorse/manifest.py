@@ -102,6 +102,8 @@ class RunFolder:
     def check_is_ours(self, overwrite: bool) -> None:
         """Raises RefusedError where the output holds what no run put there, and, unless told to overwrite, parts
         or a file without a manifest."""
+        if self.file is not None and self.file.is_dir():
+            raise RefusedError(f"{self.file} is a folder; for parts in it write {self.file}/, for a file another name")
         names = sorted(p.name for p in self.root.iterdir()) if self.root.is_dir() else []
         foreign = [n for n in names if n != STATE and not n.startswith("part-")]
         if foreign:
@@ -121,11 +123,11 @@ class RunFolder:
 
     def clear(self) -> None:
         """Deletes parts, bookkeeping and a one-file output; touches nothing else."""
+        (self.state / "manifest.json").unlink(missing_ok=True)  # first: what is left is then no finished run
         for part in self.root.glob("part-*"):
             part.unlink()
         if self.file is not None:
             self.file.unlink(missing_ok=True)
-        (self.state / "manifest.json").unlink(missing_ok=True)
         shutil.rmtree(self.state / "shards", ignore_errors=True)
         (self.state / "report.json").unlink(missing_ok=True)
         (self.state / "shards").mkdir(parents=True, exist_ok=True)
@@ -157,6 +159,30 @@ class RunFolder:
             found.append(commit)
         return found
 
+    def check_parts(self, commits: list[Commit]) -> None:
+        """Raises DamagedError where a committed part is missing or has another size."""
+        for commit in commits:
+            path = self.root / commit.part
+            size = path.stat().st_size if path.is_file() else None
+            if size != commit.num_bytes:
+                seen = "is missing" if size is None else f"has {size} bytes"
+                raise DamagedError(f"{path} {seen}, {commit.num_bytes} bytes were committed; --overwrite starts anew")
+
+    def check_finished(self, manifest: dict[str, Any]) -> None:
+        """Raises DamagedError where what a finished run left is gone or has another size."""
+        commits = self.commits()
+        if self.file is None:
+            self.check_parts(commits)
+        elif not self.file.is_file() or self.file.stat().st_size != manifest["bytes"]:
+            raise DamagedError(f"{self.file} is not the file that the finished run left; --overwrite starts anew")
+        else:
+            self._drop_parts(commits)
+
+    def _drop_parts(self, commits: list[Commit]) -> None:
+        """The parts of a one-file output, once it is there."""
+        for commit in commits:
+            (self.root / commit.part).unlink(missing_ok=True)
+
     # -- how a shard becomes final
 
     def commit(self, shard: Shard, extension: str, write: Callable[[str], None], counters: dict[str, Any]) -> Commit:
@@ -170,20 +196,26 @@ class RunFolder:
         return commit
 
     def finish(
-        self, rows: int, parts: list[str], extension: str, assemble: Callable[[list[str], str], None]
+        self, rows: int, commits: list[Commit], extension: str, assemble: Callable[[list[str], str], None]
     ) -> str | None:
         """Marks the run as finished; a one-file output appears here by one rename. Returns its sha256."""
         manifest = self.manifest()
         if self.file is not None:
             temporary = self.state / f"whole{extension}.tmp"
-            assemble([str(self.root / p) for p in parts], str(temporary))
+            for commit in commits:
+                if sha256_of(self.root / commit.part) != commit.sha256:
+                    raise DamagedError(f"{self.root / commit.part} is not as committed; --overwrite starts anew")
+            assemble([str(self.root / c.part) for c in commits], str(temporary))
             manifest |= {"sha256": sha256_of(temporary), "bytes": temporary.stat().st_size}
             self.disk.publish(temporary, self.file)
         self.write_manifest(manifest | {"finished": True, "rows": rows})
         if self.file is not None:
-            for part in parts:
-                (self.root / part).unlink()
+            self._drop_parts(commits)
         return manifest.get("sha256")
+
+    @property
+    def has_report(self) -> bool:
+        return (self.state / "report.json").is_file()
 
     def write_report(self, report: dict[str, Any]) -> None:
         self.disk.write_atomic(self.state / "report.json", json.dumps(report, indent=1).encode())
@@ -197,9 +229,10 @@ def sealed(record: dict[str, Any]) -> bytes:
 def unsealed(data: bytes) -> dict[str, Any]:
     """The record. Raises ValueError where its checksum does not fit."""
     record: dict[str, Any] = json.loads(data)
-    if record.pop("checksum", None) != _checksum(record):
+    content = {k: v for k, v in record.items() if k != "checksum"} if isinstance(record, dict) else {}
+    if data != sealed(content):
         raise ValueError("its checksum does not fit its content")
-    return record
+    return content
 
 
 def _checksum(record: dict[str, Any]) -> str:

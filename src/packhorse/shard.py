@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from packhorse.data import Batch, BatchPlan, Float32s, RowError, Shard, Tokenized
-from packhorse.errors import DeviceOutOfMemoryError
+from packhorse.data import Batch, BatchPlan, Float32s, RowError, Shard, Tokenized, Tokens
+from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
 from packhorse.metrics import Counters
 from packhorse.readers.cut import ShardRows
 from packhorse.stages import LoadedModel, Output, Planner, Task, Tokenizer
@@ -122,13 +122,8 @@ def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatc
     with counters.timed("compute_s"):
         for b in range(prepared.plan.num_batches):
             rows = prepared.plan.rows(b)
-            try:
-                in_flight.append((rows, stages.model.forward(Batch(tokens.take(unique.rows[rows])))))
-            except DeviceOutOfMemoryError as error:
-                if len(rows) > 1:
-                    raise
-                errors[int(rows[0])] = RowError("out_of_memory", f"the row alone does not fit on the device: {error}")
-            if len(in_flight) > IN_FLIGHT:
+            in_flight.extend(_forward_batch(stages.model, tokens, unique, rows, errors))
+            while len(in_flight) > IN_FLIGHT:
                 _collect(in_flight, values)
             computed = stages.model.computed_tokens(lengths[rows])
             computed_tokens += computed
@@ -180,6 +175,24 @@ def _texts(column: pa.ChunkedArray, errors: dict[int, RowError]) -> list[str | N
         column = pc.if_else(pa.array(bad), pa.scalar(None, column.type), column)
     texts: list[str | None] = column.to_numpy(zero_copy_only=False).tolist()
     return texts
+
+
+def _forward_batch(
+    model: LoadedModel, tokens: Tokens, unique: Unique, rows: np.ndarray, errors: dict[int, RowError]
+) -> Iterator[tuple[np.ndarray, Output]]:
+    """The batch's output; its rows' one by one where the model refuses it. A row that cannot be done is in errors."""
+    try:
+        yield rows, model.forward(Batch(tokens.take(unique.rows[rows])))
+    except DeviceOutOfMemoryError as error:
+        if len(rows) > 1:
+            raise
+        errors[int(rows[0])] = RowError("out_of_memory", f"the row alone does not fit on the device: {error}")
+    except BatchRefusedError as error:
+        if len(rows) == 1:
+            errors[int(rows[0])] = RowError("refused_by_model", str(error))
+            return
+        for row in rows:
+            yield from _forward_batch(model, tokens, unique, np.array([row]), errors)
 
 
 def _collect(in_flight: deque[tuple[np.ndarray, Output]], values: Float32s) -> None:

@@ -52,11 +52,13 @@ class Output(Protocol):
 
 
 class LoadedModel(Protocol):
-    """A backend's loaded model. `forward` raises DeviceOutOfMemoryError where a batch does not fit."""
+    """A backend's loaded model. `forward` raises DeviceOutOfMemoryError where a batch does not fit, and
+    BatchRefusedError where the model itself refuses what stands in one of its rows."""
 
     reduction: Reduction  # its width is known now
     cost: ModelCost
     device: str
+    pads_safely: bool  # whether a row in a padded batch has the output that it has alone
     max_length: int | None  # tokens the loaded weights can position; None: no limit known
 
     def forward(self, batch: Batch) -> Output: ...

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from packhorse.data import RESCUED
 from tests.null.reference import predicted, predictions
-from tests.null.runs import run, strict_json, strict_lines
+from tests.null.runs import rows_of, run, strict_json, strict_lines
 
 LINES = [
     '{"text": "good", "x": 1.0}',
@@ -34,15 +36,19 @@ def score(model: Path, content: bytes, folder: Path, **settings: object) -> Path
 def test_lines_go_through_as_they_are(null_model: Path, tmp_path: Path, end: str) -> None:
     out = score(null_model, end.join(LINES).encode(), tmp_path)
     found = out.read_bytes().decode().split("\n")
-    for line, given in zip(found, LINES, strict=False):
-        assert line.startswith(given.rstrip("}").rstrip())
+    for line, before in zip(found, LINES, strict=False):
+        assert line.startswith(before.rstrip("}").rstrip())
     expected = predictions(TEXTS)
     expected[5] = expected[5]._replace(error="lone_surrogate")
     assert predicted(strict_lines(out)) == expected
     assert len(found) == len(LINES) + 1
 
 
-@pytest.mark.parametrize("line", [b"not json", b"[1, 2]", b'{"text": "x"', b'"a\xff"', b'{"text": "\xff"}'])
+@pytest.mark.parametrize(
+    "line",
+    [b"not json", b"[1, 2]", b'{"text": "x"', b'"a\xff"', b'{"text": "\xff"}', b'{"text": "\xed\xa0\x80"}'],
+    ids=["words", "list", "cut", "bytes", "object", "surrogate"],
+)
 def test_a_line_that_is_no_object_stands_in_the_output_as_text(null_model: Path, tmp_path: Path, line: bytes) -> None:
     out = score(null_model, b'{"text": "good"}\n' + line + b'\n{"text": "bad"}\n', tmp_path)
     first, broken, last = strict_lines(out)
@@ -69,6 +75,31 @@ def test_a_field_named_like_a_prediction_that_comes_late_does_not_stand_twice(nu
     out = score(null_model, b'{"text": "good"}\n' + padding + b'{"text": "bad", "label": "mine"}\n', tmp_path)
     last = out.read_bytes().decode().splitlines()[-1]
     assert strict_json(last)["error"] is not None or strict_json(last)["label"] == predictions(["bad"])[0].label
+
+
+TEXT = st.text(st.characters() | st.sampled_from("\u2028\x00\ufeff\x85"), max_size=6)
+NUMBER = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+LEAF = st.none() | st.booleans() | NUMBER | TEXT
+VALUE = st.recursive(LEAF, lambda v: st.lists(v, max_size=3) | st.dictionaries(TEXT, v, max_size=3), max_leaves=5)
+OBJECT = st.dictionaries(st.sampled_from(["text", "a", "é", ""]) | TEXT, VALUE, max_size=4)
+LINE = (
+    OBJECT.map(lambda o: json.dumps(o).encode())
+    | OBJECT.map(lambda o: json.dumps(o, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    | st.binary(max_size=8).map(lambda b: b.replace(b"\n", b""))
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(LINE, max_size=8))
+def test_whatever_stands_in_a_line_it_is_one_row_and_the_output_is_json(
+    null_model: Path, tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    folder = tmp_path_factory.mktemp("lines")
+    lines = [b'{"text": "first"}', *lines]
+    out = score(null_model, b"\n".join(lines), folder)
+    run(null_model, folder / "in.jsonl", folder / "columns", text_column="text", shard_rows=3)
+    assert len(strict_lines(out)) == sum(not line.isspace() for line in lines if line)
+    assert predicted(strict_lines(out)) == predicted(rows_of(folder / "columns"))
 
 
 def test_chosen_columns_are_written_anew(null_model: Path, tmp_path: Path) -> None:

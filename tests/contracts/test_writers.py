@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import subprocess
+import sys
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -187,6 +189,31 @@ def test_values_without_a_json_type_are_text(tmp_path: Path) -> None:
     assert json_of(pa.array([when.date()]), tmp_path) == ["2024-02-29"]
     assert json_of(pa.array([Decimal("1.10")]), tmp_path) == ["1.10"]
     assert json_of(pa.array(["a", None, "a"]).dictionary_encode(), tmp_path) == ["a", None, "a"]
+
+
+def test_times_beyond_those_of_python_do_not_end_the_run(tmp_path: Path) -> None:
+    assert len(json_of(pa.array([10**18, -(10**18), None], pa.timestamp("us")), tmp_path)) == 3
+
+
+def test_nanoseconds_need_no_other_package(tmp_path: Path) -> None:
+    """pyarrow makes Python objects of them only where pandas is installed, and packhorse does not depend on it."""
+    program = f"""
+import sys
+
+class WithoutPandas:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "pandas":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, WithoutPandas())
+import pyarrow as pa
+from packhorse.writers import make_writer
+table = pa.table({{"x": pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))}})
+make_writer(".jsonl").write(table, {str(tmp_path / "a.jsonl")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-300:]
+    assert strict_lines(tmp_path / "a.jsonl") == [{"x": "2023-11-14T22:13:20.123456789"}]
 
 
 def test_json_text_is_json_again(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ EXIT_CODES = {
     "ModelError": 1,
     "RowFailedError": 1,
     "DamagedError": 1,
+    "BatchRefusedError": 1,
     "DeviceOutOfMemoryError": 1,
     "TooManyErrorsError": 4,
 }

@@ -67,7 +67,7 @@ def work(output: Path, disk: Disk) -> None:
         for shard in SHARDS[len(folder.commits()) :]:
             rows = pa.table({"id": range(shard.first_row, shard.first_row + shard.num_rows)})
             folder.commit(shard, writer.extension, partial(writer.write, rows), {"rows": 10})
-        folder.finish(30, [c.part for c in folder.commits()], writer.extension, writer.assemble)
+        folder.finish(30, folder.commits(), writer.extension, writer.assemble)
     finally:
         folder.unlock()
 

@@ -1,8 +1,10 @@
 """Stage 4, forward: a backend is one file or folder here, found by its name, with
 
-- `choose_device(devices) -> (kind, precisions it can)`: what it would run on;
-- `load(description, reduction, device, precision, threads) -> LoadedModel`;
-- `load_tokenizer(description) -> (tokenizer, whether the model takes token types)`.
+- `choose_device(devices)`, `supported_precisions(device)`, `default_batch_tokens(device, precision)`;
+- `load_tokenizer(description) -> TokenizerParts`;
+- `load(description, reduction, device, precision, threads, trial) -> LoadedModel`: `trial` are a few short rows of
+  different lengths, the first two equal, to try the model on;
+- `versions()`, `best_gemm(device, precision, threads)`, and NEEDS_WEIGHTS.
 """
 
 from __future__ import annotations

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from packhorse.data import Batch, Float32s, Int64s, ModelCost, ModelDescription, Reduction
+from packhorse.data import Batch, Float32s, Int64s, ModelCost, ModelDescription, Reduction, TokenizerParts, Tokens
 from packhorse.errors import DeviceOutOfMemoryError, ModelError
 
 NEEDS_WEIGHTS = False
@@ -38,17 +37,19 @@ def best_gemm(device: str, precision: str, threads: int) -> float | None:
     return None
 
 
-def load_tokenizer(description: ModelDescription) -> tuple[Any, bool]:
+def load_tokenizer(description: ModelDescription) -> TokenizerParts:
     """tokenizer.json as it stands, without transformers."""
     from tokenizers import Tokenizer
 
     path = description.folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{path}: missing; the null backend reads no other kind of tokenizer")
-    return Tokenizer.from_file(str(path)), True
+    return TokenizerParts(Tokenizer.from_file(str(path)), True, "right")
 
 
-def load(description: ModelDescription, reduction: Reduction, device: str, precision: str, threads: int) -> NullModel:
+def load(
+    description: ModelDescription, reduction: Reduction, device: str, precision: str, threads: int, trial: Tokens
+) -> NullModel:
     return NullModel(reduction)
 
 
@@ -57,7 +58,8 @@ class NullModel:
 
     device = "cpu"
     cost = ModelCost()
-    max_length = None
+    max_length: int | None = None
+    pads_safely = True
 
     def __init__(
         self,

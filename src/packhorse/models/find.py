@@ -38,12 +38,19 @@ def find_model(name: str, revision: str | None) -> Found:
 
 def _from_hub(name: str, revision: str | None) -> Found:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     try:
         folder = Path(
             snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORE)
         )
+    except HFValidationError as error:
+        raise UsageError(f"model {name}: there is no such folder, and it is no hub id: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ModelError(

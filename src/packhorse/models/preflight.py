@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,43 @@ def read_json(path: Path) -> Any:
         raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
 
 
-def check_folder(folder: Path, needs_weights: bool = True) -> None:
+def read_object(path: Path) -> dict[str, Any]:
+    """The file's JSON object. Raises ModelError naming the file."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: holds a JSON {type(value).__name__}, not an object")
+    return value
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """A file of another shape than it has to be is a ModelError that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ModelError(f"{path}: not of the shape it has to be: {type(error).__name__}: {error}") from error
+
+
+def check_folder(folder: Path) -> None:
     """Looks at every config and index of the folder.
 
-    Raises HostileModelError where one asks for code or points outside, RefusedError where no weights are safetensors.
+    Raises HostileModelError where one asks for code or points outside.
     """
     for path in sorted(folder.rglob("*.json")):
         if path.name.endswith("config.json"):
             _check_code_keys(path)
     for path in sorted(folder.rglob("*.safetensors.index.json")):
         _check_weight_map(path)
-    if needs_weights and not any(folder.rglob("*.safetensors")):
-        others = sorted(
-            p.name for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
-        )
-        seen = f"it has {', '.join(others)}, which can run code when loaded" if others else "it has no weights at all"
-        raise RefusedError(
-            f"{folder}: only safetensors weights are loaded; {seen}. Convert: model.save_pretrained(folder)"
-        )
+
+
+def check_weights(folder: Path) -> None:
+    """Raises RefusedError where the folder of the transformer itself has no safetensors weights."""
+    if any(folder.glob("*.safetensors")):
+        return
+    unsafe = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in unsafe)
+    seen = f"it has {', '.join(others)}, which can run code when loaded" if others else "it has no weights at all"
+    raise RefusedError(f"{folder}: only safetensors weights are loaded; {seen}. Convert: model.save_pretrained(folder)")
 
 
 def _check_code_keys(path: Path) -> None:
@@ -59,10 +79,11 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def _check_weight_map(path: Path) -> None:
-    index = read_json(path)
-    names = index.get("weight_map", {}).values() if isinstance(index, dict) else ()
-    for name in set(names):
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+    names = read_object(path).get("weight_map", {})
+    if not isinstance(names, dict):
+        raise ModelError(f"{path}: weight_map is a JSON {type(names).__name__}, not an object")
+    for name in set(map(str, names.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise HostileModelError(f"{path}: weight_map names {name!r}, which is no safetensors file beside it")
 
 

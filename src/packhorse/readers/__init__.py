@@ -44,12 +44,12 @@ def _files(address: str, extensions: tuple[str, ...]) -> list[str]:
             raise UsageError(
                 f"{address}: {path.suffix or 'no extension'} is no format read here; legal are {', '.join(extensions)}"
             )
-        return [str(path.resolve())]
+        return [str(path.absolute())]
     if path.is_dir():
         found = [p for p in path.rglob("*") if _is_data(p.relative_to(path))]
     else:
         found = [Path(p) for p in glob.glob(address, recursive=True)]  # noqa: PTH207 - Path.glob takes no absolute pattern
-    files = sorted(str(p.resolve()) for p in found if p.suffix.lower() in extensions and p.is_file())
+    files = sorted(str(p.absolute()) for p in found if p.suffix.lower() in extensions and p.is_file())
     if not files:
         what = (
             f"no file with {', '.join(extensions)} in it" if path.is_dir() else "there is no such file, folder or match"

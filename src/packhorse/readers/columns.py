@@ -34,29 +34,36 @@ def with_large_strings(schema: pa.Schema) -> pa.Schema:
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        chunks = [c.dictionary.cast(pa.large_string(), safe=False).take(c.indices) for c in column.chunks]
+        return pa.chunked_array(chunks, pa.large_string())
     return column if column.type == pa.large_string() else column.cast(pa.large_string(), safe=False)
 
 
 def normalized(table: pa.Table, text_columns: Sequence[str]) -> tuple[pa.Table, dict[int, RowError]]:
-    """The table with text as large_string, and an error for each row whose text is not UTF-8."""
+    """The table with text as large_string, and an error for each row whose text is not UTF-8.
+
+    Such a text goes on with U+FFFD for what is not UTF-8, so that the output can be read.
+    """
     errors: dict[int, RowError] = {}
     for name in text_columns:
-        text = as_text(table[name])
-        errors |= _broken_utf8(text, name)
+        text, broken = _checked_utf8(as_text(table[name]), name)
+        errors |= broken
         table = table.set_column(table.schema.get_field_index(name), pa.field(name, text.type), text)
     return table.cast(with_large_strings(table.schema), safe=False), errors
 
 
-def _broken_utf8(column: pa.ChunkedArray, name: str) -> dict[int, RowError]:
-    """Rows whose bytes are not UTF-8. Parquet files carry them unnoticed until somebody decodes."""
+def _checked_utf8(column: pa.ChunkedArray, name: str) -> tuple[pa.ChunkedArray, dict[int, RowError]]:
+    """Parquet files carry bytes that are no UTF-8 unnoticed, until somebody decodes them."""
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
         values = column.cast(pa.large_binary()).to_pylist()
-        return {
-            i: RowError("invalid_utf8", f"column {name!r}: {e}") for i, e in enumerate(map(_decode_error, values)) if e
-        }
-    return {}
+        found = {i: _decode_error(value) for i, value in enumerate(values)}
+        errors = {i: RowError("invalid_utf8", f"column {name!r}: {e}") for i, e in found.items() if e}
+        mended = [None if v is None else v.decode("utf-8", "replace") for v in values]
+        return pa.chunked_array([mended], pa.large_string()), errors
+    return column, {}
 
 
 def _decode_error(value: bytes | None) -> str | None:

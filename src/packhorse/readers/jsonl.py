@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from packhorse.data import JSON_TEXT, RAW_LINE, RESCUED, Chunk, Int64s, Position, RowError
-from packhorse.errors import InputError
+from packhorse.errors import InputError, UsageError
+from packhorse.jsontext import dumps
 from packhorse.readers.columns import file_fingerprint
 from packhorse.stages import Reader
 
@@ -87,7 +88,8 @@ class JsonlReader:
             arrays[RESCUED] = pa.array(self._rescued_column(lines, rescued), pa.large_string())
         table = pa.table({name: arrays[name] for name in wanted})
         fields = [self._schema.field(n) if n != RAW_LINE else pa.field(n, pa.large_binary()) for n in wanted]
-        return Chunk(table.cast(pa.schema(fields)), file, marks, np.diff(marks), errors)
+        row_bytes = np.fromiter(map(len, raw), np.int64, len(raw))
+        return Chunk(table.cast(pa.schema(fields)), file, marks, row_bytes, errors)
 
     def _rescued_column(self, lines: list[Line], rescued: list[dict[str, Any]]) -> list[str | None]:
         known = set(self._schema.names)
@@ -98,7 +100,7 @@ class JsonlReader:
                 continue
             if not known.issuperset(line.value):
                 misfits = misfits | {k: v for k, v in line.value.items() if k not in known}
-            column.append(json.dumps(misfits) if misfits else None)
+            column.append(dumps(misfits) if misfits else None)
         return column
 
     def _sample_schema(self) -> pa.Schema:
@@ -115,8 +117,11 @@ class JsonlReader:
                     break
             if left <= 0:
                 break
-        fields = [_field(name, seen) for name, seen in values.items()]
-        is_whole = left > 0
+        for name in (RAW_LINE, RESCUED):
+            if name in values:
+                raise UsageError(f"{self.files[0]}: the field {name!r} has a name that packhorse uses; rename it")
+        fields = [_field(name, seen) for name, seen in values.items() if not _has_surrogate(name)]
+        is_whole = left > 0 and len(fields) == len(values)
         fits = is_whole and is_clean and all(_all_fit(f, values[f.name]) for f in fields)
         return pa.schema(fields if fits else [*fields, pa.field(RESCUED, pa.large_string())])
 
@@ -181,7 +186,7 @@ def _all_fit(field: pa.Field, values: list[Any]) -> bool:
 def _column(values: list[Any], field: pa.Field, rescued: list[dict[str, Any]]) -> pa.Array:
     """Values of one field; what does not fit becomes null here and goes into `rescued`."""
     if field.metadata:
-        return pa.array([None if v is None else json.dumps(v) for v in values], field.type)
+        return pa.array([None if v is None else dumps(v) for v in values], field.type)
     kinds = set(map(type, values)) - {type(None)}
     try:
         if kinds <= _python_types(field.type):

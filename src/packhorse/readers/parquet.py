@@ -101,12 +101,16 @@ def _row_weight(group: Any) -> int:
 
 
 def _difference(first: pa.Schema, other: pa.Schema) -> str:
-    one, two = ({f.name: str(f.type) for f in s} for s in (first, other))
+    one, two = ({f.name: _kind(f) for f in s} for s in (first, other))
     names = [n for n in {**one, **two} if one.get(n) != two.get(n)]
     return (
         "; ".join(f"{n}: {one.get(n, 'missing')} there, {two.get(n, 'missing')} here" for n in names)
         or "order of columns"
     )
+
+
+def _kind(field: pa.Field) -> str:
+    return str(field.type) if field.nullable else f"{field.type} without nulls"
 
 
 def _footer(path: str) -> Any:

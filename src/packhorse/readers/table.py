@@ -33,6 +33,10 @@ def as_table(rows: Any) -> pa.Table:
     if kind == "datasets.Dataset":
         table = rows.with_format("arrow")[:]
         return table.replace_schema_metadata(None)
+    if kind == "polars.DataFrame":
+        import polars
+
+        return rows.to_arrow(compat_level=polars.CompatLevel.oldest())
     if hasattr(rows, "__arrow_c_stream__"):
         return pa.table(rows)
     raise UsageError(

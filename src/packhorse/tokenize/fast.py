@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from packhorse.data import Int32s, Int64s, RowError, Tokenized, Tokens, offsets_of
+from packhorse.data import RowError, Tokenized, Tokens, offsets_of
+from packhorse.errors import UsageError
+from packhorse.tokenize.truncate import Raw, assemble, find_layout, kept_lengths
 
 CHUNK_ROWS = 500  # small pieces stay in the caches: 78,000 rows/s on 2 cores, 71,000 with 2,000
 CHUNK_CHARS = 1_000_000
-# A text is cut here before tokenizing (tokenizers take 13 s for 10 MB even when they truncate); see _head.
+# A text is cut here before tokenizing: 10 MB take 13 s and 1.5 GB, and a model reads the first tokens alone.
 MIN_TEXT_CHARS = 200_000
 CHARS_PER_TOKEN = 32
 MAX_UNTRUNCATED_CHARS = 1_000_000
+# Tokens that a cut text must make beyond those that can be kept, so that the cut cannot have changed them.
+MARGIN_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +35,6 @@ class TokenizeSettings:
     truncation_side: str = "right"
     with_type_ids: bool = False
     threads: int = 1
-
-
-class _Piece(NamedTuple):
-    """Some rows' result, in order."""
-
-    ids: Int32s
-    type_ids: Int32s | None
-    lengths: Int64s
-    lost: Int64s  # [n] tokens cut off
 
 
 class FastTokenizer:
@@ -56,137 +51,131 @@ class FastTokenizer:
         backend.no_truncation()
         self.fingerprint = hashlib.sha256((backend.to_str() + repr(settings.prompt)).encode()).hexdigest()
         self._settings = settings
-        self._whole = _copy(backend)  # for counting the tokens of truncated pairs
-        if settings.max_length is not None:
-            backend.enable_truncation(settings.max_length, direction=settings.truncation_side)
-        self._copies = [_copy(backend) for _ in range(settings.threads)]
+        self._layouts = {num: find_layout(backend, num == 2) for num in (1, 2)}
+        self._copies = [type(backend).from_str(backend.to_str()) for _ in range(settings.threads)]
         self._pool = ThreadPoolExecutor(settings.threads, "tokenize")
-        self._num_special = backend.num_special_tokens_to_add(False)
 
     def close(self) -> None:
         self._pool.shutdown()
 
     def tokenize(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Tokenized:
-        """One row a text (and its pair). None, or a text that cannot be done, is a row in error, without tokens."""
-        inputs, cut, errors = self._inputs(texts, pairs)
-        todo = [i for i in range(len(texts)) if i not in errors]
-        pieces = self._pieces([inputs[i] for i in todo])
-        lengths, lost = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
-        lengths[todo] = np.concatenate([p.lengths for p in pieces]) if pieces else 0
-        lost[todo] = np.concatenate([p.lost for p in pieces]) if pieces else 0
-        ids = np.concatenate([p.ids for p in pieces]) if pieces else np.empty(0, np.int32)
-        type_ids = np.concatenate([p.type_ids for p in pieces]) if pieces and self._settings.with_type_ids else None
-        tokens = Tokens(ids, offsets_of(lengths), type_ids)
-        failed = self._cut_too_early(cut, lost) | {
-            i: RowError("no_tokens", "the tokenizer makes no token of this text") for i in todo if not lengths[i]
-        }
-        if failed:
-            lost[list(failed)] = 0
-            tokens = _without(tokens, list(failed))
-        return Tokenized(tokens, errors | failed, int((lost > 0).sum()), int(lost.sum()))
+        """One row a text (and its pair). None, or a text that cannot be done, is a row in error, without tokens.
 
-    def _inputs(
-        self, texts: Sequence[str | None], pairs: Sequence[str | None] | None
-    ) -> tuple[list[Any], dict[int, bool], dict[int, RowError]]:
-        """What the library takes for each row; which rows were cut (True: not at white space); rows in error."""
-        errors: dict[int, RowError] = {}
+        Raises UsageError where the maximum length leaves no room for the special tokens.
+        """
         columns = [texts] if pairs is None else [texts, pairs]
-        for column in columns:
-            errors |= {i: RowError("null_text", "the text is null") for i, t in enumerate(column) if t is None}
-        limit = self._max_chars()
-        cut: dict[int, bool] = {}
-        heads = []
-        for column in columns:
-            head = list(column)
-            for i in [i for i, t in enumerate(column) if t is not None and len(t) > limit]:
-                head[i], is_hard = _head(column[i] or "", limit)
-                cut[i] = cut.get(i, False) or is_hard
-            heads.append(head)
+        layout, room = self._layouts[len(columns)], self._room(len(columns))
+        nulls = {i: RowError("null_text", "the text is null") for c in columns for i, t in enumerate(c) if t is None}
+        todo = [i for i in range(len(texts)) if i not in nulls]
+        rows, is_cut_wrong = [], np.zeros(len(todo), np.bool_)
+        for number, column in enumerate(columns):
+            heads, cuts = self._heads([column[i] or "" for i in todo])
+            rows.append(self._encode([self._settings.prompt + t for t in heads] if not number else heads))
+            for i, is_hard in cuts.items():
+                is_cut_wrong[i] |= room is None or rows[-1].lengths[i] < room * (1 + is_hard) + MARGIN_TOKENS
+        kept = kept_lengths([row.lengths for row in rows], room)
+        tokens = assemble(rows, kept, layout, self._settings.with_type_ids, self._settings.truncation_side)
+        lost = np.sum([row.lengths for row in rows], axis=0) - np.sum(kept, axis=0)
+        return self._tokenized(tokens, lost, is_cut_wrong, todo, nulls, len(texts))
+
+    def _tokenized(
+        self,
+        tokens: Tokens,
+        lost: np.ndarray,
+        is_cut_wrong: np.ndarray,
+        todo: list[int],
+        nulls: dict[int, RowError],
+        num_rows: int,
+    ) -> Tokenized:
+        """The tokens of the rows `todo` in their places among all rows, and the rows in error emptied."""
+        errors = dict(nulls)
+        errors |= {todo[i]: self._too_long() for i in np.flatnonzero(is_cut_wrong)}
+        empty = np.flatnonzero((tokens.lengths == 0) & ~is_cut_wrong)
+        errors |= {todo[i]: RowError("no_tokens", "the tokenizer makes no token of this text") for i in empty}
+        if is_cut_wrong.any():
+            keep = np.repeat(~is_cut_wrong, tokens.lengths)
+            lengths = np.where(is_cut_wrong, 0, tokens.lengths)
+            type_ids = None if tokens.type_ids is None else tokens.type_ids[keep]
+            tokens = Tokens(tokens.ids[keep], offsets_of(lengths), type_ids)
+        lengths = np.zeros(num_rows, np.int64)
+        lengths[todo] = tokens.lengths
+        lost = np.where(is_cut_wrong, 0, lost)
+        placed = Tokens(tokens.ids, offsets_of(lengths), tokens.type_ids)
+        return Tokenized(placed, errors, int((lost > 0).sum()), int(lost.sum()))
+
+    def _room(self, num_texts: int) -> int | None:
+        """Tokens that the texts of a row may have together."""
         if self._settings.max_length is None:
-            errors |= {
-                i: _too_long(f"more than {limit:,} characters, and this model has no maximum length: set --max-length")
-                for i in cut
-            }
-        prompt = self._settings.prompt
-        firsts = [prompt + t if t is not None else "" for t in heads[0]] if prompt else heads[0]
-        return (list(firsts) if pairs is None else list(zip(firsts, heads[1], strict=True))), cut, errors
+            return None
+        special = self._layouts[num_texts].num_special
+        if self._settings.max_length < special:
+            raise UsageError(
+                f"--max-length {self._settings.max_length}: the special tokens of a row alone are {special}"
+            )
+        return self._settings.max_length - special
+
+    # -- huge texts
 
     def _max_chars(self) -> int:
         if self._settings.max_length is None:
             return MAX_UNTRUNCATED_CHARS
         return max(MIN_TEXT_CHARS, CHARS_PER_TOKEN * self._settings.max_length)
 
-    def _cut_too_early(self, cut: dict[int, bool], lost: Int64s) -> dict[int, RowError]:
-        """Rows whose kept tokens may depend on where the text was cut: fewer tokens before the cut than were needed."""
-        need = self._settings.max_length or 0
-        return {
-            i: _too_long(
-                f"its first {self._max_chars():,} characters make fewer tokens than the maximum length of {need}"
-            )
-            for i, is_hard in cut.items()
-            if lost[i] < (need if is_hard else 1)
-        }
+    def _heads(self, texts: list[str]) -> tuple[list[str], dict[int, bool]]:
+        """Texts within the limit; which of them were cut, and (True) not at white space."""
+        limit, cuts = self._max_chars(), {}
+        for i in [i for i, t in enumerate(texts) if len(t) > limit]:
+            cut = _tail if self._settings.truncation_side == "left" else _head
+            texts[i], cuts[i] = cut(texts[i], limit)
+        return texts, cuts
 
-    def _pieces(self, inputs: list[Any]) -> list[_Piece]:
-        rows = _piece_rows(inputs)
-        starts = range(0, len(inputs), rows)
-        free = list(self._copies)  # as many copies as threads: pop never fails, and is atomic
+    def _too_long(self) -> RowError:
+        what = f"the text has more than {self._max_chars():,} characters, and "
+        if self._settings.max_length is None:
+            return RowError("text_too_long", what + "this model has no maximum length; --max-length sets one")
+        few = f"the first of them make too few tokens to fill the maximum length of {self._settings.max_length}"
+        return RowError("text_too_long", what + few)
 
-        def encode(start: int) -> _Piece:
+    # -- the library
+
+    def _encode(self, texts: list[str]) -> Raw:
+        """Raw tokens of all texts, in order."""
+        rows = _piece_rows(texts)
+        free = list(self._copies)  # as many as threads: pop never fails, and is atomic
+
+        def encode(start: int) -> Raw:
             tokenizer = free.pop()
             try:
-                return self._encode(tokenizer, inputs[start : start + rows])
+                return _encode_piece(tokenizer, texts[start : start + rows])
             finally:
                 free.append(tokenizer)
 
-        return list(self._pool.map(encode, starts))
-
-    def _encode(self, tokenizer: Any, inputs: list[Any]) -> _Piece:
-        encodings = tokenizer.encode_batch_fast(inputs)
-        ids = [e.ids for e in encodings]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        total = int(lengths.sum())
-        type_ids = None
-        if self._settings.with_type_ids:
-            type_ids = np.fromiter(chain.from_iterable([e.type_ids for e in encodings]), np.int32, total)
-        flat = np.fromiter(chain.from_iterable(ids), np.int32, total)
-        return _Piece(flat, type_ids, lengths, self._lost(encodings, inputs, lengths))
-
-    def _lost(self, encodings: list[Any], inputs: list[Any], lengths: Int64s) -> Int64s:
-        lost = np.zeros(len(lengths), np.int64)
-        full = np.flatnonzero(lengths == self._settings.max_length)
-        for i in full:
-            if isinstance(inputs[i], str):
-                lost[i] = sum(len(o) - self._num_special for o in encodings[i].overflowing)
-            elif encodings[i].overflowing:
-                lost[i] = len(self._whole.encode(*inputs[i])) - lengths[i]
-        return lost
+        pieces = list(self._pool.map(encode, range(0, len(texts), rows)))
+        if not pieces:
+            return Raw(np.empty(0, np.int32), np.empty(0, np.int64))
+        return Raw(np.concatenate([p.ids for p in pieces]), np.concatenate([p.lengths for p in pieces]))
 
 
-def _copy(backend: Any) -> Any:
-    return type(backend).from_str(backend.to_str())
+def _encode_piece(tokenizer: Any, texts: list[str]) -> Raw:
+    ids = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    return Raw(np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths)
 
 
-def _piece_rows(inputs: list[Any]) -> int:
+def _piece_rows(texts: list[str]) -> int:
     """Rows a piece: enough to pay for the hand-over, few enough that threads end together."""
-    sample = inputs[:: max(len(inputs) // 64, 1)]
-    chars = sum(len(x) if isinstance(x, str) else len(x[0]) + len(x[1]) for x in sample)
-    return max(min(CHUNK_ROWS, CHUNK_CHARS * len(sample) // max(chars, 1)), 8)
+    sample = texts[:: max(len(texts) // 64, 1)]
+    return max(min(CHUNK_ROWS, CHUNK_CHARS * len(sample) // max(sum(map(len, sample)), 1)), 8)
 
 
 def _head(text: str, limit: int) -> tuple[str, bool]:
-    """The text up to the last white space before the limit, or (True) up to the limit itself where none is near."""
+    """The text up to the last white space before the limit, or (True) up to the limit where none is near."""
     cut = max(text.rfind(space, limit - limit // 20, limit) for space in " \n\t")
     return (text[:cut], False) if cut >= 0 else (text[:limit], True)
 
 
-def _too_long(why: str) -> RowError:
-    return RowError("text_too_long", f"the text is too long to tokenize: {why}")
-
-
-def _without(tokens: Tokens, rows: list[int]) -> Tokens:
-    """The same rows, those given emptied."""
-    lengths = tokens.lengths.copy()
-    keep = np.repeat(~np.isin(np.arange(len(lengths)), rows), lengths)
-    lengths[rows] = 0
-    return Tokens(tokens.ids[keep], offsets_of(lengths), None if tokens.type_ids is None else tokens.type_ids[keep])
+def _tail(text: str, limit: int) -> tuple[str, bool]:
+    """The same from the other end."""
+    begin = len(text) - limit
+    found = [at for at in (text.find(space, begin, begin + limit // 20) for space in " \n\t") if at >= 0]
+    return (text[min(found) :], False) if found else (text[begin:], True)

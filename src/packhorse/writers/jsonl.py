@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from packhorse.data import JSON_TEXT, RAW_LINE, RESCUED
+from packhorse.jsontext import dumps, is_strict
 from packhorse.stages import Writer
 
 
@@ -27,13 +28,13 @@ class JsonlWriter:
     extension = ".jsonl"
 
     def write(self, table: pa.Table, path: str) -> None:
-        columns = [(f.name, _texts(f, table[f.name])) for f in table.schema if f.name != RAW_LINE]
-        added = [(json.dumps(name, ensure_ascii=False), texts) for name, texts in columns]
+        columns = {f.name: _texts(f, table[f.name]) for f in table.schema if f.name != RAW_LINE}
         raw = table[RAW_LINE].to_pylist() if RAW_LINE in table.column_names else None
+        names = [json.dumps(name, ensure_ascii=False) for name in columns]
         with Path(path).open("w", encoding="utf-8", newline="\n") as file:
-            for i in range(table.num_rows):
-                body = ", ".join(f"{name}: {texts[i]}" for name, texts in added)
-                file.write((f"{{{body}}}" if raw is None else _spliced(raw[i], body)) + "\n")
+            for i, texts in enumerate(zip(*columns.values(), strict=True)):
+                body = ", ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
+                file.write((f"{{{body}}}" if raw is None else _spliced(raw[i], body, columns)) + "\n")
 
     def assemble(self, parts: Sequence[str], path: str) -> None:
         with Path(path).open("wb") as whole:
@@ -42,17 +43,23 @@ class JsonlWriter:
                     shutil.copyfileobj(file, whole, 1 << 20)
 
 
-def _spliced(line: bytes, body: str) -> str:
-    """The line's own bytes with the predictions at its end; a line that is no object stands as text."""
+def _spliced(line: bytes, body: str, added: Container[str]) -> str:
+    """The line as it stands with the predictions at its end.
+
+    A line that is no JSON object, in the standard's sense, or has a field named like a prediction, is written anew:
+    what can be read of it, and the line itself as text in `_rescued_data`.
+    """
     text = line.decode("utf-8", "backslashreplace").strip()
     try:
-        is_object = isinstance(json.loads(line), dict)
+        value = json.loads(line.decode())
     except (ValueError, RecursionError):
-        is_object = False
-    if not is_object:
-        return f"{{{json.dumps(RESCUED)}: {json.dumps(text, ensure_ascii=False)}, {body}}}"
-    inner = text[1:-1].strip()
-    return f"{{{inner}{', ' if inner else ''}{body}}}"
+        value = None
+    fields = value if isinstance(value, dict) else {}
+    if isinstance(value, dict) and is_strict(text) and not any(name in added for name in fields):
+        inner = text[1:-1].strip()
+        return f"{{{inner}{', ' if inner else ''}{body}}}"
+    kept = {k: v for k, v in fields.items() if k not in added} | {RESCUED: text}
+    return f"{dumps(kept)[:-1]}, {body}}}"
 
 
 def _texts(field: pa.Field, column: pa.ChunkedArray) -> list[str]:
@@ -63,7 +70,17 @@ def _texts(field: pa.Field, column: pa.ChunkedArray) -> list[str]:
         return [text for chunk in column.chunks for text in _vector_texts(chunk)]
     if field.type == pa.float32():
         return [_shortest(np.float32(v)) if v is not None else "null" for v in column.to_pylist()]
-    return [json.dumps(_plain(v), ensure_ascii=False, default=_foreign) for v in column.to_pylist()]
+    return [dumps(v, default=_foreign, ensure_ascii=False) for v in _values(column)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:  # strings that are no UTF-8 pass through Parquet, but not through JSON
+        values = [v and v.decode("utf-8", "replace") for v in column.cast(pa.large_binary()).to_pylist()]
+    except (ValueError, OverflowError):  # nanoseconds, and times that Python's datetime has not
+        values = [v and v.replace(" ", "T") for v in column.cast(pa.large_string()).to_pylist()]
+    return values
 
 
 def _vector_texts(chunk: pa.FixedSizeListArray) -> list[str]:
@@ -78,17 +95,6 @@ def _vector_texts(chunk: pa.FixedSizeListArray) -> list[str]:
 def _shortest(value: Any) -> str:
     """The shortest digits that read back as the same float32 or float16."""
     return str(value) if math.isfinite(value) else "null"
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return value
 
 
 def _foreign(value: Any) -> str:

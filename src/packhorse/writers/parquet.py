@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from packhorse.errors import UsageError
 from packhorse.stages import Writer
 
 
@@ -21,7 +22,11 @@ class ParquetWriter:
     extension = ".parquet"
 
     def write(self, table: pa.Table, path: str) -> None:
-        pq.write_table(table, path, **_options(table.schema))
+        """Raises UsageError for a column of a type that Parquet has not."""
+        try:
+            pq.write_table(table, path, **_options(table.schema))
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+            raise UsageError(f"a column cannot be written as Parquet: {error}; leave it out with --keep") from error
 
     def assemble(self, parts: Sequence[str], path: str) -> None:
         schema = pq.read_schema(parts[0])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
 
-from packhorse.data import ModelDescription, Reduction
+from packhorse.data import ModelDescription, Reduction, TokenizerParts, Tokens
 from packhorse.devices.host import cpu_precisions
 from packhorse.errors import ModelError, UsageError
 from packhorse.stages import LoadedModel
@@ -62,7 +61,7 @@ def best_gemm(device: str, precision: str, threads: int) -> float | None:
     return best_gemm(device, precision, threads)
 
 
-def load_tokenizer(description: ModelDescription) -> tuple[Any, bool]:
+def load_tokenizer(description: ModelDescription) -> TokenizerParts:
     """transformers' own tokenizer of the model, its Rust part, and whether the model takes token types."""
     from transformers import AutoTokenizer
 
@@ -77,11 +76,14 @@ def load_tokenizer(description: ModelDescription) -> tuple[Any, bool]:
             raise ModelError(f"{description.folder}: its tokenizer cannot be loaded: {error}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(f"{description.folder}: {type(tokenizer).__name__} has no fast version, which packhorse needs")
-    return tokenizer.backend_tokenizer, "token_type_ids" in tokenizer.model_input_names
+    takes_type_ids = "token_type_ids" in tokenizer.model_input_names
+    return TokenizerParts(tokenizer.backend_tokenizer, takes_type_ids, tokenizer.truncation_side)
 
 
-def load(description: ModelDescription, reduction: Reduction, device: str, precision: str, threads: int) -> LoadedModel:
+def load(
+    description: ModelDescription, reduction: Reduction, device: str, precision: str, threads: int, trial: Tokens
+) -> LoadedModel:
     """Raises ModelError where weights are missing or do not fit the task."""
     from packhorse.backends.torch.model import TorchModel
 
-    return TorchModel(description, reduction, device, precision, threads)
+    return TorchModel(description, reduction, device, precision, threads, trial)

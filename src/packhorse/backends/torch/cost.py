@@ -10,16 +10,16 @@ from torch import nn
 
 from packhorse.data import ModelCost, ModelDescription
 
-# A forward of 2 rows x 7 tokens tells which layers run once a token (14 positions) and which once a row (2).
-ROWS, TOKENS = 2, 7
+ROWS = 2
 
 
-def measure_cost(model: Any, description: ModelDescription) -> ModelCost:
+def measure_cost(model: Any, description: ModelDescription, ids: torch.Tensor) -> ModelCost:
     """2 FLOPs a weight and position for linear layers; attention 4 x width x layers x s², halved for causal models.
 
-    Embedding look-ups, norms and activations count 0, as in the usual model-FLOPs utilization (PaLM, appendix B).
+    ids: [2, S], S > 1. A forward of them tells which layers run once a token (2 x S positions) and which once a row
+    (2). Embedding look-ups, norms and activations count 0, as in the usual model-FLOPs utilization (PaLM, appendix B).
     """
-    per = {ROWS * TOKENS: 0.0, ROWS: 0.0}
+    per = {ids.numel(): 0.0, ROWS: 0.0}
 
     def count(module: Any, args: tuple[Any, ...], _output: Any) -> None:
         positions = args[0].shape[:-1].numel()
@@ -27,9 +27,9 @@ def measure_cost(model: Any, description: ModelDescription) -> ModelCost:
             per[positions] += 2.0 * module.weight.numel()
 
     with _hooked(model, count), torch.inference_mode():
-        model(input_ids=torch.full((ROWS, TOKENS), 5, device=model.device))
+        model(input_ids=ids)
     squared = 4.0 * description.attention_width * description.num_layers
-    return ModelCost(per[ROWS * TOKENS], per[ROWS], squared / 2 if description.is_causal else squared)
+    return ModelCost(per[ids.numel()], per[ROWS], squared / 2 if description.is_causal else squared)
 
 
 class _hooked:

@@ -12,40 +12,65 @@ from torch import nn
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
-from packhorse.data import Batch, Float32s, Int64s, ModelCost, ModelDescription, Reduction
-from packhorse.errors import DeviceOutOfMemoryError, ModelError
+from packhorse.data import Batch, Float32s, Int64s, ModelDescription, Reduction, Tokens
+from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError, ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Largest difference between a row alone and in a padded batch, as a share of the largest value.
+PARITY = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
 # What a failed allocation says outside CUDA, where torch raises a plain RuntimeError.
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class TorchModel:
     def __init__(
-        self, description: ModelDescription, reduction: Reduction, device: str, precision: str, threads: int
+        self,
+        description: ModelDescription,
+        reduction: Reduction,
+        device: str,
+        precision: str,
+        threads: int,
+        trial: Tokens,
     ) -> None:
         self.device = device
-        if device == "cpu":
-            torch.set_num_threads(threads)
+        self._threads = threads
         self._model = _load_weights(description, reduction, DTYPES[precision]).to(device)
         self._pad_id = _pad_id(self._model.config)
         self.max_length = _positions(self._model)
         self._reducer = Reducer(reduction, device)
         self.reduction = dataclasses.replace(reduction)
-        self.cost = self._try_forward(description)
-
-    def _try_forward(self, description: ModelDescription) -> ModelCost:
-        """A small forward counts FLOPs, and shows before the long part whether the model takes text at all."""
         try:
-            return measure_cost(self._model, description)
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise ModelError(f"{description.folder}: a trial forward of two short rows failed: {error}") from error
+            self._set_threads()
+            first_two = Batch(trial.take(np.array([0, 1])))
+            self.cost = measure_cost(self._model, description, self._inputs(first_two)[0]["input_ids"])
+            self.pads_safely = self._pads_safely(trial, precision)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, BatchRefusedError) as error:
+            raise ModelError(f"{description.folder}: a trial forward of a few short rows failed: {error}") from error
+
+    def _pads_safely(self, trial: Tokens, precision: str) -> bool:
+        """Whether rows of different lengths in one padded batch have the outputs that they have alone.
+
+        A model that reads its last position (XLNet), or has no padding token (GPT-2), gives others, without any error.
+        """
+        try:
+            together = self.forward(Batch(trial)).numpy()
+        except BatchRefusedError:
+            return False
+        alone = np.concatenate([self.forward(Batch(trial.take(np.array([i])))).numpy() for i in range(trial.num_rows)])
+        scale = max(float(np.abs(alone).max()), 1e-6)
+        return bool(np.abs(together - alone).max() <= PARITY[precision] * scale)
+
+    def _set_threads(self) -> None:
+        """The number of threads is one for the whole process: another engine may have changed it."""
+        if self.device == "cpu" and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
 
     def computed_tokens(self, lengths: Int64s) -> int:
         return int(lengths.max(initial=0)) * len(lengths)
 
     def forward(self, batch: Batch) -> TorchOutput:
-        """Raises DeviceOutOfMemoryError where the batch does not fit."""
+        """Raises DeviceOutOfMemoryError where the batch does not fit, BatchRefusedError where the model refuses ids."""
+        self._set_threads()
         try:
             with torch.inference_mode():
                 inputs, lengths = self._inputs(batch)
@@ -58,6 +83,8 @@ class TorchModel:
             raise DeviceOutOfMemoryError(
                 f"{batch.num_rows} rows x {batch.max_seqlen} tokens: {str(error).splitlines()[0]}"
             ) from error
+        except ValueError as error:
+            raise BatchRefusedError(str(error)) from error
 
     def peak_bytes(self) -> int | None:
         return torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
@@ -131,12 +158,12 @@ def _load_weights(description: ModelDescription, reduction: Reduction, dtype: to
 
 
 def _pad_id(config: Any) -> int:
-    """The model's padding id. A model without one (GPT-2) gets its end-of-text id: classification heads look for it."""
+    """The model's padding id. Where it has none (GPT-2), its head is told of one that no text has, and so reads a row's
+    last token, as it does for a row alone; the trial then finds that such a model cannot be padded."""
     pad = getattr(config, "pad_token_id", None)
     if pad is None:
-        end = getattr(config, "eos_token_id", None)
-        pad = (end[0] if isinstance(end, list) else end) or 0
-        config.pad_token_id = pad
+        config.pad_token_id = -1
+        return 0
     return int(pad)
 
 

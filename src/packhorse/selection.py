@@ -1,0 +1,82 @@
+"""Which columns are read and which are written, and that input and output stay apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+
+from packhorse.config import RunConfig
+from packhorse.errors import UsageError
+from packhorse.manifest import RunFolder
+from packhorse.readers.columns import guess_text_column
+from packhorse.shard import output_fields
+from packhorse.stages import Reader, Task
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Columns:
+    """Which input columns are read and which are written."""
+
+    text: str
+    pair: str | None
+    keep: list[str]
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.text] if self.pair is None else [self.text, self.pair]
+
+
+def choose_columns(config: RunConfig, task: Task, reader: Reader) -> Columns:
+    """Raises UsageError for a column that is not there, and for an input column named like an output column."""
+    schema = reader.schema()
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise UsageError(f"the input has {twice[0]!r} twice; rename one of the columns")
+    text = guess_text_column(schema, config.text_column, config.pair_column)
+    unknown = [name for name in config.keep or () if name not in schema.names]
+    if unknown:
+        raise UsageError(f"--keep {unknown[0]}: no such column; the input has {', '.join(schema.names)}")
+    if config.keep is not None and len(set(config.keep)) < len(config.keep):
+        raise UsageError(f"--keep {','.join(config.keep)}: a column stands there twice")
+    keep = list(config.keep) if config.keep is not None else list(schema.names)
+    added = [f.name for f in output_fields(task, 1, config.output_prefix)]
+    taken = [name for name in added if name in keep]
+    if taken:
+        others = ",".join(n for n in keep if n not in taken) or '""'
+        raise UsageError(
+            f"the input has a column {taken[0]!r}, and so will the output: "
+            f"--output-prefix pred_ names the outputs differently, --keep {others} leaves the column out"
+        )
+    is_lines = (
+        reader.raw_column is not None
+        and config.keep is None
+        and config.output_is_file
+        and config.output.endswith(".jsonl")
+    )
+    return Columns(text, config.pair_column, [str(reader.raw_column)] if is_lines else keep)
+
+
+def check_apart(folder: RunFolder, reader: Reader, address: str) -> None:
+    """Raises UsageError where an input file lies in the output, or the output in the input folder: the next run would
+    read its own output, or --overwrite delete its own input."""
+    root, source = folder.root.resolve(), Path(address)
+    for file in map(Path, reader.files):
+        if file.resolve().is_relative_to(root) or (folder.file and file.resolve() == folder.file.resolve()):
+            raise UsageError(
+                f"-o {folder.file or folder.root}: the input file {file} lies there; choose another output"
+            )
+    if source.is_dir() and root.is_relative_to(source.resolve()):
+        raise UsageError(
+            f"-o {folder.file or folder.root}: lies in the input folder {address}; choose a place outside it"
+        )
+
+
+def read_schema(reader: Reader, columns: Columns) -> pa.Schema:
+    """The columns as a reader gives them."""
+    names = list(dict.fromkeys([*columns.keep, *columns.texts]))
+    schema = reader.schema()
+    fields = [schema.field(n) if n in schema.names else pa.field(n, pa.large_binary()) for n in names]
+    return pa.schema([f.with_type(pa.large_string()) if f.name in columns.texts else f for f in fields])
