@@ -98,7 +98,7 @@ def run(
     _quiet_third_parties()
     from packhorse import api
 
-    stop = _stop_on_signals()
+    stop = _stop_on_signals(is_silent=quiet or progress in ("json", "none"))
     api.run(settings.pop("model"), settings.pop("input"), settings.pop("output"), stop=stop, **settings)
 
 
@@ -129,10 +129,11 @@ def _quiet_third_parties() -> None:
     """Their logs, warnings and loading bars do not stand between our lines; what matters is raised as an error."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     warnings.simplefilter("ignore")
 
 
-def _stop_on_signals() -> Any:
+def _stop_on_signals(is_silent: bool) -> Any:
     """Ctrl-C or SIGTERM once: end after this batch and commit what is complete; twice: at once."""
     from packhorse.executors.local import Stop
 
@@ -142,7 +143,8 @@ def _stop_on_signals() -> Any:
         if stop.event.is_set():
             os._exit(128 + signum)
         stop.set(signum)
-        os.write(2, b"\nstopping after this batch; once more to stop at once\n")
+        if not is_silent:
+            os.write(2, b"\nstopping after this batch; once more to stop at once\n")
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, on_signal)
@@ -157,6 +159,11 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except PackhorseError as error:
         _fail(f"packhorse: {error}", error.exit_code)
+    except OSError as error:  # disk full, no permission, a network share gone: the message says which file
+        _fail(
+            f"packhorse: {error}. What was committed stays; the same command, without --overwrite, goes on from there",
+            1,
+        )
 
 
 def _fail(message: str, code: int) -> None:

@@ -169,6 +169,5 @@ class Plan(BaseModel):
     threads: int
     text_column: str
     pair_column: str | None
-    tokenizer: str
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = {}

@@ -199,18 +199,12 @@ class TokenizerParts(NamedTuple):
 class ModelDescription:
     """What a model's folder says about it, before any weight is read."""
 
-    name: str  # as the user wrote it
     folder: Path  # of the transformer itself
     commit: str | None  # of a hub model
     task: str
-    architecture: str
-    model_type: str
-    hidden_size: int
     num_layers: int
     attention_width: int  # heads x head size
-    is_causal: bool
     max_length: int | None  # tokens, special ones included; None: no limit known
-    pad_token_id: int | None
     labels: tuple[str, ...] = ()
     problem_type: str | None = None
     pooling: Reduction = Reduction("pool")

@@ -14,12 +14,14 @@ from packhorse.errors import UsageError
 from packhorse.executors.local import Stop
 from packhorse.job import Job
 from packhorse.loading import Loader
+from packhorse.manifest import RunFolder
 from packhorse.metrics import RunReport
 from packhorse.readers import open_input
+from packhorse.readers.columns import guess_text_column
 from packhorse.readers.cut import ShardRows
 from packhorse.readers.table import TableReader
 from packhorse.report.reporter import Reporter
-from packhorse.shard import Stages, predict
+from packhorse.shard import Budget, Stages, column_texts, predict
 from packhorse.stages import Reader
 from packhorse.tuning.gate import MIN_JOB_ROWS
 
@@ -43,6 +45,7 @@ class Engine:
         self.settings = settings
         self._loader = Loader(settings)
         self._stages: Stages | None = None
+        self._is_precision_open = settings.precision == "auto" and not settings.exact
         self._plan = self._decide([], None)
 
     @property
@@ -68,8 +71,8 @@ class Engine:
         if pairs is not None and len(pairs) != len(texts):
             raise UsageError(f"{len(texts)} texts and {len(pairs)} pairs: there must be as many")
         rows = _rows(texts, pairs)
-        self._redecide(texts, pairs)
-        return predict(rows, self._ready(pairs is not None), self._loader.budget(self._plan))
+        self._decide_precision(rows)
+        return predict(rows, self._ready(pairs is not None), Budget(self._plan.max_batch_tokens, self._plan.batch_size))
 
     def embed(self, texts: Sequence[str | None]) -> Float32s:
         """Embeddings as an array [N, D] in float32; a row of NaN where a text cannot be done.
@@ -106,6 +109,9 @@ class Engine:
         job: text_column, pair_column, limit, keep, output_prefix, shard_rows, on_error, max_error_rate, overwrite,
         progress ("none" by default here). Raises a PackhorseError.
         """
+        unfit = [name for name in job if name in EngineConfig.model_fields]
+        if unfit:
+            raise UsageError(f"{unfit[0]!r} is a setting of the engine: give it to load(), not to run()")
         return run_with(self._loader, self.settings, input, output, job)
 
     def close(self) -> None:
@@ -121,18 +127,16 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decide(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Plan:
-        clean = list(texts), None if pairs is None else list(pairs)
-        return self._loader.plan(*self._loader.choose_precision(*clean), TEXT, None)
+    def _decide(self, texts: list[str | None], pairs: list[str | None] | None) -> Plan:
+        return self._loader.plan(*self._loader.choose_precision(len(texts), texts, pairs), TEXT, None)
 
-    def _redecide(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> None:
-        """The precision was left open for want of rows: now there are enough."""
-        is_open = self.settings.precision == "auto" and not self.settings.exact and self._plan.precision == "fp32"
-        if is_open and len(texts) >= MIN_JOB_ROWS and any("too few" in note for note in self._plan.notes):
-            rows = _rows(texts, pairs)
-            keep = [i for i in range(len(texts)) if i not in rows.errors]
-            self._plan = self._decide([texts[i] for i in keep], None if pairs is None else [pairs[i] for i in keep])
+    def _decide_precision(self, rows: ShardRows) -> None:
+        """The precision was left open for want of rows; now there may be enough."""
+        if self._is_precision_open and rows.table.num_rows >= MIN_JOB_ROWS:
+            texts = [column_texts(rows.table[name], rows.errors) for name in rows.table.column_names]
             self._drop_stages()
+            self._plan = self._decide(texts[0], texts[1] if len(texts) > 1 else None)
+            self._is_precision_open = False
 
     def _ready(self, has_pairs: bool) -> Stages:
         if self._stages is None or (self._stages.pair_column is not None) != has_pairs:
@@ -164,9 +168,11 @@ def run_with(
         | {"input": str(input) if is_path else "(in memory)", "output": str(output)}
     )
     config: RunConfig = validated(RunConfig, values)
-    reader: Reader = open_input(config.input) if is_path else TableReader(input)
+    folder = RunFolder(config.output, config.output_is_file)
+    reader: Reader = open_input(config.input, folder.places) if is_path else TableReader(input)
+    guess_text_column(reader.schema(), config.text_column, config.pair_column)  # before a model is downloaded
     reporter = Reporter("none" if config.quiet else config.progress)
-    return Job(config, loader or Loader(settings), reader, reporter, stop or Stop()).run()
+    return Job(config, loader or Loader(settings), reader, folder, reporter, stop or Stop()).run()
 
 
 def _rows(texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> ShardRows:

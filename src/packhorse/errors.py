@@ -2,7 +2,6 @@
 
     PackhorseError                 1  the run failed; the message says what, where, and what to do
     ├── UsageError                 2  a flag, a column or a name that cannot be meant
-    │   └── MissingExtraError      2  an optional package is needed; the message has the pip command
     ├── RefusedError               3  going on would be wrong
     │   ├── ChangedError           3  input, model, settings or versions differ from the run folder's
     │   ├── HostileModelError      3  the model folder asks for code, or points outside itself
@@ -33,13 +32,6 @@ class PackhorseError(Exception):
 
 class UsageError(PackhorseError):
     exit_code = 2
-
-
-class MissingExtraError(UsageError):
-    """An optional package is needed."""
-
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs a package that is not installed: pip install 'packhorse[{extra}]'")
 
 
 class RefusedError(PackhorseError):
@@ -92,7 +84,8 @@ class InterruptedRunError(PackhorseError):
     def __init__(self, signum: int, rows_done: int) -> None:
         self.exit_code = 128 + signum
         super().__init__(
-            f"stopped by signal {signum}; {rows_done:,} rows are committed. The same command goes on from there."
+            f"stopped by signal {signum}; {rows_done:,} rows are committed. "
+            "The same command, without --overwrite, goes on from there."
         )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from packhorse.config import Plan, RunConfig
-from packhorse.data import Position
+from packhorse.data import Position, Shard
 from packhorse.devices.host import rss_peak_bytes
-from packhorse.errors import InterruptedRunError, RowFailedError, TooManyErrorsError
+from packhorse.errors import ChangedError, InterruptedRunError, RowFailedError, TooManyErrorsError
 from packhorse.executors.local import Outcome, Stop, run_shards
 from packhorse.loading import Loader
 from packhorse.manifest import Commit, RunFolder, check_unchanged
@@ -21,7 +21,7 @@ from packhorse.metrics import Counters, LiveCounters, RunReport
 from packhorse.readers.cut import ShardRows, cut_shards
 from packhorse.report.reporter import Reporter
 from packhorse.selection import check_apart, choose_columns, read_schema
-from packhorse.shard import Budget, Forwarded, Stages, predict
+from packhorse.shard import Budget, Budgets, Forwarded, Stages, column_texts, predict
 from packhorse.stages import Reader, Writer
 from packhorse.writers import make_writer
 
@@ -33,18 +33,22 @@ SAMPLE_ROWS = 1_024
 class Job:
     """`run()` does it all; an object so that its steps share what was decided."""
 
-    def __init__(self, config: RunConfig, loader: Loader, reader: Reader, reporter: Reporter, stop: Stop) -> None:
-        self._config, self._loader, self._reader, self._reporter, self._stop = (
-            config,
-            loader,
-            reader,
-            reporter,
-            stop,
-        )
+    def __init__(
+        self,
+        config: RunConfig,
+        loader: Loader,
+        reader: Reader,
+        folder: RunFolder,
+        reporter: Reporter,
+        stop: Stop,
+    ) -> None:
+        self._config, self._loader, self._reader = config, loader, reader
+        self._reporter, self._stop = reporter, stop
         self._begin = time.perf_counter()
+        self._fingerprint = reader.fingerprint()
         self._columns = choose_columns(config, loader.task, reader)
         self._writer: Writer = make_writer(Path(config.output).suffix if config.output_is_file else ".parquet")
-        self._folder = RunFolder(config.output, config.output_is_file)
+        self._folder = folder
         check_apart(self._folder, reader, config.input)
 
     def run(self) -> RunReport:
@@ -59,7 +63,7 @@ class Job:
     def _run_locked(self) -> RunReport:
         identity = {
             "settings": self._config.settings(),
-            "input": self._reader.fingerprint(),
+            "input": self._fingerprint,
             "model": self._loader.model_identity(),
         }
         if self._config.overwrite or not self._folder.exists:
@@ -73,6 +77,7 @@ class Job:
                 return self._already_finished(manifest)
             check_unchanged(manifest["plan"], {"versions": self._loader.versions()})
         plan = Plan(**manifest["plan"])
+        self._loader.replay(plan)
         stages = self._loader.stages(plan, self._columns.keep, self._config.output_prefix)
         self._reporter.plan(plan, self._config.model)
         try:
@@ -83,14 +88,14 @@ class Job:
     def _new_manifest(self, identity: dict[str, Any]) -> dict[str, Any]:
         """Decides the plan on the input's first rows and writes the manifest, before the first shard."""
         first = next(self._shards(Position(0, 0), 0, 0, SAMPLE_ROWS), None)
-        texts = [_clean(first, name) if first else [] for name in self._columns.texts]
-        precision, notes = self._loader.choose_precision(texts[0], texts[1] if len(texts) > 1 else None)
+        texts = [column_texts(first.table[name], first.errors) if first else [] for name in self._columns.texts]
+        job_rows = self._estimated_rows(first.shard) if first else 0
+        precision, notes = self._loader.choose_precision(job_rows, texts[0], texts[1] if len(texts) > 1 else None)
         plan = self._loader.plan(precision, notes, self._columns.text, self._columns.pair)
-        budget = self._loader.budget(plan)
         manifest = {
             **identity,
             "plan": plan.model_dump(mode="json"),
-            "budgets": [[0, budget.max_batch_tokens, budget.batch_size]],
+            "budgets": [[0, plan.max_batch_tokens, plan.batch_size]],
             "finished": False,
         }
         self._folder.write_manifest(manifest)
@@ -100,9 +105,9 @@ class Job:
         self._folder.check_parts(commits)
         last = commits[-1].shard if commits else None
         row = last.first_row + last.num_rows if last else 0
-        budget = Budget(*self._folder.manifest()["budgets"][-1][1:])
+        budgets = Budgets([(first, Budget(*rest)) for first, *rest in self._folder.manifest()["budgets"]])
         if last is None:
-            self._preview(stages, budget)
+            self._preview(stages, budgets.at(0))
         else:
             self._reporter.note(f"going on after {row:,} rows of an earlier run")
         report = self._new_report(plan, commits)
@@ -116,7 +121,7 @@ class Job:
             outcome = run_shards(
                 shards,
                 stages,
-                budget,
+                budgets,
                 lambda done, table: self._commit(done, table, report),
                 self._lower_budget,
                 live,
@@ -133,21 +138,23 @@ class Job:
 
     def _watched(self, shards: Iterator[ShardRows], live: LiveCounters) -> Iterator[ShardRows]:
         """Keeps the estimate of the job's rows up to date."""
-        known = self._reader.num_rows()
         for rows in shards:
-            done = rows.shard.first_row + rows.shard.num_rows
-            total = known if known is not None else done / max(self._reader.progress(rows.shard.end), 1e-9)
-            live.total_rows = total if self._config.limit is None else min(total, self._config.limit)
+            live.total_rows = self._estimated_rows(rows.shard)
             yield rows
+
+    def _estimated_rows(self, shard: Shard) -> float:
+        """Rows of the whole job: counted where the input tells, else from the share of it that ends with the shard."""
+        known = self._reader.num_rows()
+        done = shard.first_row + shard.num_rows
+        total = known if known is not None else done / max(self._reader.progress(shard.end), 1e-9)
+        return total if self._config.limit is None else min(total, self._config.limit)
 
     def _preview(self, stages: Stages, budget: Budget) -> None:
         """The first rows' predictions, so that a wrong column or model is seen before the long part."""
         first = next(self._shards(Position(0, 0), 0, 0, PREVIEW_ROWS), None)
         if first is not None:
-            shown = dataclasses.replace(stages, keep=self._columns.texts)
-            self._reporter.preview(
-                predict(first, shown, budget), self._columns.text, [f.name for f in stages.output_fields()]
-            )
+            texts = column_texts(first.table[self._columns.text], first.errors)
+            self._reporter.preview(texts, predict(first, dataclasses.replace(stages, keep=[]), budget))
 
     def _commit(self, done: Forwarded, table: pa.Table, report: RunReport) -> None:
         if done.errors and self._config.on_error == "fail":
@@ -206,11 +213,13 @@ class Job:
             raise InterruptedRunError(self._stop.signum, report.rows)
         if not report.parts:
             self._commit_empty(report, stages)
+        if self._reader.fingerprint() != self._fingerprint:
+            raise ChangedError(f"{self._config.input} changed while it was read; --overwrite starts anew")
+        report.gemm_flops_per_s = self._loader.gemm(plan.precision) if report.this_run.flops else None
         report.status = "finished"
         report.sha256 = self._folder.finish(
             report.rows, self._folder.commits(), self._writer.extension, self._writer.assemble
         )
-        report.gemm_flops_per_s = self._loader.gemm(plan.precision) if report.this_run.flops else None
         self._folder.write_report(report.to_dict())
         self._reporter.summary(report)
         return report
@@ -232,13 +241,6 @@ class Job:
             self._folder.write_report(report.to_dict())
         self._reporter.summary(report)
         return report
-
-
-def _clean(rows: ShardRows, name: str) -> list[str | None]:
-    """The column's texts without the rows in error."""
-    good = [i for i in range(rows.table.num_rows) if i not in rows.errors]
-    texts: list[str | None] = rows.table[name].take(good).to_pylist()
-    return texts
 
 
 def _first_error(done: Forwarded) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from importlib.metadata import version
@@ -16,11 +17,11 @@ from packhorse.batching.fixed import DEFAULT_BATCH_SIZE
 from packhorse.config import EngineConfig, Plan
 from packhorse.data import Batch, Float32s, ModelDescription, TokenizerParts, Tokens
 from packhorse.devices.host import num_cores
-from packhorse.errors import UsageError
+from packhorse.errors import BatchRefusedError, ChangedError, DeviceOutOfMemoryError, UsageError
 from packhorse.models.describe import describe
 from packhorse.models.find import file_hashes, find_model
 from packhorse.models.preflight import check_folder, check_weights
-from packhorse.shard import Budget, Stages
+from packhorse.shard import Stages
 from packhorse.stages import LoadedModel
 from packhorse.tasks import make_task
 from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
@@ -70,6 +71,17 @@ class Loader:
         )
         return FastTokenizer(backend, settings)
 
+    def replay(self, plan: Plan) -> None:
+        """Takes over what a plan decided. Raises ChangedError where this machine has no such device."""
+        if plan.device != self.device.split(":")[0]:
+            raise ChangedError(
+                f"this output was begun on {plan.device}, and this is {self.device}: go on there, "
+                "choose another output, or --overwrite to start anew"
+            )
+        if plan.threads != self.threads:
+            self.close()
+            self.threads = plan.threads
+
     def stages(self, plan: Plan, keep: list[str], output_prefix: str = "") -> Stages:
         """All stages as a plan says."""
         return Stages(
@@ -104,7 +116,7 @@ class Loader:
             task=self.description.task, backend=s.backend, device=self.device.split(":")[0], precision=precision,
             batching=batching, batch_size=batch_size, max_batch_tokens=budget, max_length=self._max_length(precision),
             threads=self.threads, text_column=text_column, pair_column=pair_column,
-            tokenizer="tokenizers", notes=notes, versions=self.versions(),
+            notes=notes, versions=self.versions(),
         )  # fmt: skip
 
     def versions(self) -> dict[str, str]:
@@ -115,25 +127,27 @@ class Loader:
         """sha256 of every file; the commit of a hub model."""
         return {"commit": self.description.commit, "files": file_hashes(self._found.folder)}
 
-    def choose_precision(self, texts: list[str | None], pairs: list[str | None] | None) -> tuple[str, tuple[str, ...]]:
-        """The precision and why. For auto, the lower one has to agree with fp32 on a sample of these rows."""
+    def choose_precision(
+        self, job_rows: float, texts: list[str | None], pairs: list[str | None] | None
+    ) -> tuple[str, tuple[str, ...]]:
+        """The precision and why. For auto, in a job of enough rows, the lower one has to agree with fp32 on some of
+        these texts."""
         s = self.settings
         supported = self._backend.supported_precisions(self.device)
+        lower = [p for p in supported[1:] if self.device != "cpu" or p == "bf16"]
         if s.exact:
             return "fp32", ("--exact: fp32, one thread",)
         if s.precision != "auto":
             slow = f"{self.device} has no instructions for {s.precision}: expect it to be 10-30x slower than fp32"
             return s.precision, () if s.precision in supported else (slow,)
-        if len(supported) == 1:
+        if not lower:
             return "fp32", ()
-        if len(texts) < MIN_JOB_ROWS:
-            return "fp32", (f"fp32: {len(texts)} rows are too few to check {supported[1]} against it",)
-        verdict = self._try_precision(supported[1], texts, pairs)
-        chosen = supported[1] if verdict.passed else "fp32"
+        if job_rows < MIN_JOB_ROWS:
+            return "fp32", (f"fp32: {job_rows:,.0f} rows are too few to check {lower[0]} against it",)
+        verdict = self._try_precision(lower[0], texts, pairs)
+        chosen = lower[0] if verdict.passed else "fp32"
         self._models = {chosen: self._models[chosen]}  # the other's weights are not needed any more
-        return chosen, (
-            f"{chosen}: {supported[1]} {'agrees' if verdict.passed else 'does not agree'}; {verdict.finding}",
-        )
+        return chosen, (f"{chosen}: {lower[0]} {'agrees' if verdict.passed else 'does not agree'}; {verdict.finding}",)
 
     def gemm(self, precision: str) -> float | None:
         """Best matrix product of the device in FLOP/s, None where the backend has no device."""
@@ -147,16 +161,19 @@ class Loader:
         sample = tokens.take(stratified(tokens.lengths))
         if not sample.num_rows:
             return Verdict(False, "no row of the sample can be computed")
-        return compare(self._values("fp32", sample), self._values(precision, sample), self.task.reduction())
+        reference = self._values("fp32", sample)
+        can_be_done = np.isfinite(reference).all(1)
+        candidate = self._values(precision, sample.take(np.flatnonzero(can_be_done)))
+        return compare(reference[can_be_done], candidate, self.task.reduction())
 
     def _values(self, precision: str, tokens: Tokens) -> Float32s:
-        """Row by row: no padding, and a row that fits nowhere else fits alone."""
+        """Row by row, so without padding; NaN for a row that cannot be done."""
         model = self.model(precision)
-        rows = [model.forward(Batch(tokens.take(np.array([i])))).numpy() for i in range(tokens.num_rows)]
-        return np.concatenate(rows)
-
-    def budget(self, plan: Plan) -> Budget:
-        return Budget(plan.max_batch_tokens, plan.batch_size)
+        values = np.full((tokens.num_rows, model.reduction.width), np.nan, np.float32)
+        for i in range(tokens.num_rows):
+            with contextlib.suppress(DeviceOutOfMemoryError, BatchRefusedError):  # an error row of the run, not its end
+                values[i] = model.forward(Batch(tokens.take(np.array([i])))).numpy()
+        return values
 
     def _max_length(self, precision: str) -> int | None:
         limits = [n for n in (self.description.max_length, self.model(precision).max_length) if n]

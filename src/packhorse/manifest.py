@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from packhorse.errors import ChangedError, DamagedError, LockedError, RefusedErr
 
 FORMAT = 1
 STATE = "_packhorse"
+PART = re.compile(r"part-\d{6,}\.(parquet|jsonl)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,11 @@ class RunFolder:
         self.disk = disk or Disk()
         self._lock: IO[str] | None = None
 
+    @property
+    def places(self) -> list[Path]:
+        """Where it writes, as real paths."""
+        return [p.resolve() for p in (self.root, self.file) if p is not None]
+
     # -- who may work in it
 
     def lock(self) -> None:
@@ -105,8 +112,8 @@ class RunFolder:
         if self.file is not None and self.file.is_dir():
             raise RefusedError(f"{self.file} is a folder; for parts in it write {self.file}/, for a file another name")
         names = sorted(p.name for p in self.root.iterdir()) if self.root.is_dir() else []
-        foreign = [n for n in names if n != STATE and not n.startswith("part-")]
-        if foreign:
+        foreign = [n for n in names if n != STATE and not PART.fullmatch(n) and not n.startswith(".")]
+        if foreign and not self.exists:
             raise RefusedError(
                 f"{self.root} holds {foreign[0]!r}, which is no output of packhorse; choose another folder"
             )
@@ -116,7 +123,7 @@ class RunFolder:
             raise RefusedError(
                 f"{self.file} exists and belongs to no run that can be continued; --overwrite replaces it"
             )
-        if any(n != STATE for n in names):
+        if any(PART.fullmatch(n) for n in names):
             raise RefusedError(
                 f"{self.root} holds parts but no manifest, so it cannot be continued; --overwrite replaces them"
             )
@@ -124,7 +131,7 @@ class RunFolder:
     def clear(self) -> None:
         """Deletes parts, bookkeeping and a one-file output; touches nothing else."""
         (self.state / "manifest.json").unlink(missing_ok=True)  # first: what is left is then no finished run
-        for part in self.root.glob("part-*"):
+        for part in [p for p in self.root.iterdir() if PART.fullmatch(p.name)]:
             part.unlink()
         if self.file is not None:
             self.file.unlink(missing_ok=True)

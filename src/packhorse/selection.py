@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from packhorse.config import RunConfig
+from packhorse.data import RESCUED
 from packhorse.errors import UsageError
 from packhorse.manifest import RunFolder
 from packhorse.readers.columns import guess_text_column
@@ -42,6 +43,8 @@ def choose_columns(config: RunConfig, task: Task, reader: Reader) -> Columns:
     if config.keep is not None and len(set(config.keep)) < len(config.keep):
         raise UsageError(f"--keep {','.join(config.keep)}: a column stands there twice")
     keep = list(config.keep) if config.keep is not None else list(schema.names)
+    if RESCUED in schema.names and RESCUED not in keep:
+        keep.append(RESCUED)  # values of the kept columns that do not fit them stand there
     added = [f.name for f in output_fields(task, 1, config.output_prefix)]
     taken = [name for name in added if name in keep]
     if taken:
@@ -64,7 +67,7 @@ def check_apart(folder: RunFolder, reader: Reader, address: str) -> None:
     read its own output, or --overwrite delete its own input."""
     root, source = folder.root.resolve(), Path(address)
     for file in map(Path, reader.files):
-        if file.resolve().is_relative_to(root) or (folder.file and file.resolve() == folder.file.resolve()):
+        if any(file.resolve().is_relative_to(place) for place in folder.places):
             raise UsageError(
                 f"-o {folder.file or folder.root}: the input file {file} lies there; choose another output"
             )

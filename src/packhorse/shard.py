@@ -43,6 +43,22 @@ class Budget:
         return Budget(max(self.max_batch_tokens // 2, 1), rows)
 
 
+class Budgets:
+    """The budget of each shard: entries of (first shard it holds for, budget), in order; a later one is smaller."""
+
+    def __init__(self, entries: list[tuple[int, Budget]]) -> None:
+        self._entries = entries
+
+    def at(self, shard: int) -> Budget:
+        return next(budget for first, budget in reversed(self._entries) if first <= shard)
+
+    def lower(self, shard: int) -> Budget:
+        """Halves the budget from that shard on."""
+        budget = self.at(shard).halved()
+        self._entries.append((shard, budget))
+        return budget
+
+
 @dataclass(frozen=True, slots=True)
 class Stages:
     """The stages of this job, all decided."""
@@ -95,8 +111,8 @@ def prepare(rows: ShardRows, stages: Stages, budget: Budget) -> Prepared:
     """tokenize, dedup, plan."""
     counters = Counters(rows=rows.shard.num_rows)
     with counters.timed("tokenize_s"):
-        texts = _texts(rows.table[stages.text_column], rows.errors)
-        pairs = _texts(rows.table[stages.pair_column], rows.errors) if stages.pair_column else None
+        texts = column_texts(rows.table[stages.text_column], rows.errors)
+        pairs = column_texts(rows.table[stages.pair_column], rows.errors) if stages.pair_column else None
         tokenized = stages.tokenizer.tokenize(texts, pairs)
         tokenized = dataclasses.replace(tokenized, errors={**tokenized.errors, **rows.errors})
         unique = unique_rows(tokenized.tokens) if stages.dedup else all_rows(tokenized.tokens)
@@ -133,7 +149,7 @@ def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatc
     counters.computed_tokens, counters.batches = computed_tokens, prepared.plan.num_batches
     on_batch(prepared.shard.num_rows - len(unique.rows), 0, 0)  # duplicates and rows in error are done with them
     spread = _spread(values, unique, prepared.shard.num_rows)
-    row_errors = _all_errors(spread, prepared.tokenized, unique, errors)
+    row_errors = _all_errors(spread, prepared.tokenized, unique, errors, stages.task.max_value)
     return Forwarded(prepared.shard, prepared.table, spread, row_errors, counters)
 
 
@@ -167,7 +183,7 @@ def predict(rows: ShardRows, stages: Stages, budget: Budget) -> pa.Table:
             budget = budget.halved()
 
 
-def _texts(column: pa.ChunkedArray, errors: dict[int, RowError]) -> list[str | None]:
+def column_texts(column: pa.ChunkedArray, errors: dict[int, RowError]) -> list[str | None]:
     """The column's strings; None for null and for rows that are in error already (their bytes may be no text)."""
     if errors:
         bad = np.zeros(len(column), np.bool_)
@@ -216,13 +232,16 @@ def _spread(values: Float32s, unique: Unique, num_rows: int) -> Float32s:
 
 
 def _all_errors(
-    values: Float32s, tokenized: Tokenized, unique: Unique, failed: dict[int, RowError]
+    values: Float32s, tokenized: Tokenized, unique: Unique, failed: dict[int, RowError], max_value: float
 ) -> dict[int, RowError]:
-    """By row of the shard: what tokenizing and the device could not do, and results that are no numbers."""
+    """By row of the shard: what tokenizing and the device could not do, and results that are no numbers.
+
+    max_value: the largest number that the output's type holds.
+    """
     errors = dict(tokenized.errors)
     if failed:
         where = {u: np.flatnonzero(unique.inverse == u) for u in failed}
         errors |= {int(row): failed[u] for u, rows in where.items() for row in rows}
-    for row in np.flatnonzero(~np.isfinite(values).all(1)):
-        errors.setdefault(int(row), RowError("not_finite", "the model's output for this row is NaN or infinite"))
+    for row in np.flatnonzero(~(np.abs(values) <= max_value).all(1)):
+        errors.setdefault(int(row), RowError("not_finite", "the model's output for this row is NaN, or too large"))
     return dict(sorted(errors.items()))

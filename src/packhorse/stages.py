@@ -35,8 +35,6 @@ class Reader(Protocol):
 
 
 class Tokenizer(Protocol):
-    fingerprint: str
-
     def tokenize(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Tokenized: ...
     def close(self) -> None: ...
 
@@ -71,6 +69,7 @@ class Task(Protocol):
     """Turns reduced values into columns."""
 
     name: str
+    max_value: float  # the largest number that its columns hold
 
     def reduction(self) -> Reduction: ...
     def fields(self, width: int) -> list[pa.Field]: ...

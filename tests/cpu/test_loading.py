@@ -254,7 +254,7 @@ def test_lower_precision_must_agree(reduction: Reduction, reference: Any, candid
 
 def test_few_rows_stay_in_fp32_and_the_note_says_why(bert: Path) -> None:
     loader = Loader(EngineConfig(model=str(bert), devices="cpu"))
-    precision, notes = loader.choose_precision(["good film"] * 10, None)
+    precision, notes = loader.choose_precision(10, ["good film"] * 10, None)
     loader.close()
     assert precision == "fp32"
     if len(cpu_precisions()) > 1:

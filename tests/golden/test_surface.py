@@ -30,7 +30,6 @@ RUN_FLAGS = [
 EXIT_CODES = {
     "PackhorseError": 1,
     "UsageError": 2,
-    "MissingExtraError": 2,
     "RefusedError": 3,
     "ChangedError": 3,
     "HostileModelError": 3,

@@ -16,6 +16,7 @@ from packhorse.data import Batch, Chunk, Position
 from packhorse.executors.local import Stop
 from packhorse.job import Job
 from packhorse.loading import Loader
+from packhorse.manifest import RunFolder
 from packhorse.metrics import RunReport
 from packhorse.readers.cut import ShardRows, cut_shards
 from packhorse.readers.table import TableReader
@@ -68,7 +69,8 @@ def run_on_device(
         model=str(model), backend="null", input="(in memory)", output=str(output), progress="none", **settings
     )
     loader = Device(config, capacity_tokens, before_batch)
-    return Job(config, loader, TableReader(rows), Reporter("none"), Stop()).run()
+    folder = RunFolder(config.output, config.output_is_file)
+    return Job(config, loader, TableReader(rows), folder, Reporter("none"), Stop()).run()
 
 
 def rows_of_texts(texts: Sequence[str | None]) -> ShardRows:

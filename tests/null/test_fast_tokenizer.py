@@ -189,16 +189,3 @@ def test_padding_and_truncation_of_the_models_own_file_do_not_count() -> None:
     saved.enable_padding(length=30)
     saved.enable_truncation(3)
     assert ids(tokenize(["a good film"], max_length=None, backend=saved)) == [encode("a good film", None, None).ids]
-
-
-def test_the_fingerprint_is_that_of_the_tokenizer_and_the_prompt() -> None:
-    other = word_piece_tokenizer()
-    other.add_special_tokens(["[NEW]"])
-    settings = TokenizeSettings(16)
-    prints = [
-        FastTokenizer(word_piece_tokenizer(), settings).fingerprint,
-        FastTokenizer(word_piece_tokenizer(), TokenizeSettings(16, threads=3)).fingerprint,
-        FastTokenizer(other, settings).fingerprint,
-        FastTokenizer(word_piece_tokenizer(), TokenizeSettings(16, prompt="query: ")).fingerprint,
-    ]
-    assert prints[0] == prints[1] and len(set(prints)) == 3

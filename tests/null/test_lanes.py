@@ -15,7 +15,7 @@ from packhorse.executors.lanes import Breaker, Channel, LaneStoppedError
 from packhorse.executors.local import FORWARDED_AHEAD, PREPARED_AHEAD, Stop, run_shards
 from packhorse.metrics import LiveCounters
 from packhorse.readers.cut import ShardRows
-from packhorse.shard import Budget
+from packhorse.shard import Budget, Budgets
 from packhorse.tasks.text_classification import TextClassification
 from tests.null.reference import predicted, predictions
 from tests.null.runs import AfterLooks
@@ -83,8 +83,16 @@ class Run:
 
     def _run(self) -> None:
         try:
-            budget = Budget(4_096, None)
-            run_shards(self._read(), self.stages, budget, self._commit, lambda *_: None, LiveCounters(), self.stop)
+            budgets = Budgets([(0, Budget(4_096, None))])
+            run_shards(
+                self._read(),
+                self.stages,
+                budgets,
+                self._commit,
+                lambda *_: None,
+                LiveCounters(),
+                self.stop,
+            )
         except BaseException as error:  # noqa: BLE001 - looked at by the test
             self.error = error
 

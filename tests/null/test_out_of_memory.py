@@ -13,7 +13,7 @@ from packhorse.errors import DeviceOutOfMemoryError
 from packhorse.executors.local import Stop, run_shards
 from packhorse.manifest import RunFolder
 from packhorse.metrics import LiveCounters
-from packhorse.shard import Budget, Forwarded, forward, predict, prepare
+from packhorse.shard import Budget, Budgets, Forwarded, forward, predict, prepare
 from tests.null.reference import Prediction, predicted, predictions, some_texts
 from tests.null.runs import parts, rows_of, run
 from tests.null.stages import rows_of_texts, run_on_device, shards_of_texts, stages
@@ -33,7 +33,7 @@ class Job:
         self.live = LiveCounters()
         made = stages(**device)
         shards = shards_of_texts(TEXTS, shard_rows)
-        outcome = run_shards(shards, made, budget, self._commit, self._lower, self.live, Stop())
+        outcome = run_shards(shards, made, Budgets([(0, budget)]), self._commit, self._lower, self.live, Stop())
         made.tokenizer.close()
         self.counters = outcome.counters
         self.found = predicted(pa.concat_tables(self.tables).to_pylist())
@@ -80,7 +80,7 @@ def test_a_later_shard_may_be_the_first_that_does_not_fit() -> None:
     run_shards(
         shards_of_texts(short_then_long, 50),
         made,
-        Budget(200, 32),
+        Budgets([(0, Budget(200, 32))]),
         lambda _, table: tables.append(table),
         lambda shard, budget: lowered.append((shard, budget)),
         LiveCounters(),

@@ -18,8 +18,10 @@ SIZES = {"cpu": (1_024, 2_048), "cuda": (8_192,)}
 REPEATS = 3
 
 
-def best_gemm(device: str, precision: str, threads: int) -> float:
-    """FLOP/s, measured once per device, precision, threads and torch version, then read from the user's cache."""
+def best_gemm(device: str, precision: str, threads: int) -> float | None:
+    """FLOP/s, None where the device cannot be measured at that precision.
+
+    Measured once per device, precision, threads and torch version, then read from the user's cache."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{device} {cpu_name()}"
     key = f"{name} | {precision} | {threads} threads | torch {torch.__version__}"
     path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packhorse" / "gemm.json"
@@ -27,7 +29,10 @@ def best_gemm(device: str, precision: str, threads: int) -> float:
     with contextlib.suppress(OSError, ValueError):  # no cache, or a broken one: measure
         known = json.loads(path.read_text())
     if key not in known:
-        known[key] = max(_rates(device, DTYPES[precision]))
+        try:
+            known[key] = max(_rates(device, DTYPES[precision]))
+        except RuntimeError:  # no memory for it beside the model, or no such product on the device
+            return None
         with contextlib.suppress(OSError):  # a home that cannot be written: measured again next time
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -61,6 +66,6 @@ def _best_time(way: Callable[[], object], device: str) -> float:
         begin = time.perf_counter()
         way()
         if device != "cpu":
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize(device)
         times.append(time.perf_counter() - begin)
     return min(times[1:])

@@ -13,7 +13,7 @@ from packhorse.errors import DeviceOutOfMemoryError
 from packhorse.executors.lanes import Breaker, Channel, Lane
 from packhorse.metrics import Counters, LiveCounters
 from packhorse.readers.cut import ShardRows
-from packhorse.shard import Budget, Forwarded, Prepared, Stages, finish, forward, prepare
+from packhorse.shard import Budget, Budgets, Forwarded, Prepared, Stages, finish, forward, prepare
 
 # Shards that may wait between two lanes: memory is bounded by them, whatever the input's size.
 PREPARED_AHEAD = 2
@@ -51,7 +51,7 @@ class Outcome:
 def run_shards(
     shards: Iterator[ShardRows],
     stages: Stages,
-    budget: Budget,
+    budgets: Budgets,
     commit: Commit,
     lower: LowerBudget,
     live: LiveCounters,
@@ -65,13 +65,13 @@ def run_shards(
     prepared: Channel[Prepared] = Channel(breaker, PREPARED_AHEAD)
     forwarded: Channel[Forwarded] = Channel(breaker, FORWARDED_AHEAD)
     lanes = [
-        Lane("read+tokenize", breaker, lambda: _prepare_lane(shards, stages, budget, prepared, live, stop)),
+        Lane("read+tokenize", breaker, lambda: _prepare_lane(shards, stages, budgets, prepared, live, stop)),
         Lane("finish+write", breaker, lambda: _finish_lane(forwarded, stages, commit, outcome.counters)),
     ]
     for lane in lanes:
         lane.start()
     try:
-        _forward_lane(prepared, forwarded, stages, budget, lower, live, stop)
+        _forward_lane(prepared, forwarded, stages, budgets, lower, live, stop, breaker)
     except _StopRequestedError:
         pass  # what is in `forwarded` is still committed
     except BaseException as error:  # noqa: BLE001 - raised below, after the other lanes have ended
@@ -89,7 +89,7 @@ def run_shards(
 def _prepare_lane(
     shards: Iterator[ShardRows],
     stages: Stages,
-    budget: Budget,
+    budgets: Budgets,
     out: Channel[Prepared],
     live: LiveCounters,
     stop: Stop,
@@ -100,7 +100,7 @@ def _prepare_lane(
         read_s = time.perf_counter() - begin
         if rows is None:
             break
-        ready = prepare(rows, stages, budget)
+        ready = prepare(rows, stages, budgets.at(rows.shard.index))
         ready.counters.read_s = read_s
         live.planned(rows.shard.num_rows, ready.counters.real_tokens)
         out.put(ready)
@@ -111,13 +111,15 @@ def _forward_lane(
     prepared: Channel[Prepared],
     forwarded: Channel[Forwarded],
     stages: Stages,
-    budget: Budget,
+    budgets: Budgets,
     lower: LowerBudget,
     live: LiveCounters,
     stop: Stop,
+    breaker: Breaker,
 ) -> None:
     def on_batch(rows: int, real_tokens: int, computed_tokens: int) -> None:
         live.add_batch(rows, real_tokens, computed_tokens)
+        breaker.check()  # another lane failed: the rest of the shard would be for nothing
         if real_tokens and stop.event.is_set():
             raise _StopRequestedError
 
@@ -125,12 +127,11 @@ def _forward_lane(
         while True:
             before = live.snapshot()
             try:
-                done = forward(shard, stages, budget, on_batch)
+                done = forward(shard, stages, budgets.at(shard.shard.index), on_batch)
                 break
             except DeviceOutOfMemoryError:
                 live.restore(before)  # the shard is computed again, whole
-                budget = budget.halved()
-                lower(shard.shard.index, budget)
+                lower(shard.shard.index, budgets.lower(shard.shard.index))
         forwarded.put(done)
 
 

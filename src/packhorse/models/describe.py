@@ -48,18 +48,12 @@ def _description(
     labels = _labels(config, folder / "config.json") if task == "text-classification" else ()
     pooling, include_prompt = read_pooling(found.folder, modules, settings, int(hidden))
     return ModelDescription(
-        name=found.name,
         folder=folder,
         commit=found.commit,
         task=task,
-        architecture=architecture,
-        model_type=str(config.get("model_type", "")),
-        hidden_size=int(hidden),
         num_layers=int(_first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 0),
         attention_width=int(config.get("head_dim") or hidden // heads) * heads,
-        is_causal="ForCausalLM" in architecture or bool(config.get("is_decoder")),
         max_length=_max_length(config, tokenizer, sentence),
-        pad_token_id=config.get("pad_token_id"),
         labels=labels,
         problem_type=config.get("problem_type"),
         pooling=pooling,

@@ -58,24 +58,22 @@ def check_weights(folder: Path) -> None:
         return
     unsafe = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
     others = sorted(p.name for p in folder.iterdir() if p.suffix in unsafe)
-    seen = f"it has {', '.join(others)}, which can run code when loaded" if others else "it has no weights at all"
+    seen = f"it has {', '.join(others)}, which can run code when loaded" if others else "it has none"
     raise RefusedError(f"{folder}: only safetensors weights are loaded; {seen}. Convert: model.save_pretrained(folder)")
 
 
 def _check_code_keys(path: Path) -> None:
-    for key in _keys(read_json(path)):
-        if key in CODE_KEYS:
+    for key, value in _items(read_json(path)):
+        if key in CODE_KEYS and value:
             raise HostileModelError(f"{path}: {key!r} asks to run code that comes with the model; packhorse never does")
 
 
-def _keys(value: Any) -> Iterator[str]:
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    """Keys with their values, at any depth."""
     if isinstance(value, dict):
-        yield from value
-        for item in value.values():
-            yield from _keys(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _keys(item)
+        yield from value.items()
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _items(item)
 
 
 def _check_weight_map(path: Path) -> None:

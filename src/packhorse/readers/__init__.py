@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -16,13 +17,15 @@ from packhorse.errors import UsageError
 from packhorse.stages import Reader
 
 
-def open_input(address: str) -> Reader:
+def open_input(address: str, apart_from: Sequence[Path] = ()) -> Reader:
     """The reader of a file, folder or glob. Files are taken in the order of their full path.
+
+    A glob does not take what lies in the places of `apart_from`: the output of this very command.
 
     Raises UsageError when nothing is there, when the format is unknown or when formats are mixed.
     """
     formats = {ext: module for module in _modules() for ext in module.EXTENSIONS}
-    files = _files(address, tuple(formats))
+    files = _files(address, tuple(formats), apart_from)
     modules = {formats[Path(f).suffix.lower()] for f in files}
     if len(modules) > 1:
         seen = sorted({Path(f).suffix for f in files})
@@ -37,7 +40,7 @@ def _modules() -> list[ModuleType]:
     return [m for m in found if hasattr(m, "EXTENSIONS")]
 
 
-def _files(address: str, extensions: tuple[str, ...]) -> list[str]:
+def _files(address: str, extensions: tuple[str, ...], apart_from: Sequence[Path]) -> list[str]:
     path = Path(address)
     if path.is_file():
         if path.suffix.lower() not in extensions:
@@ -49,6 +52,7 @@ def _files(address: str, extensions: tuple[str, ...]) -> list[str]:
         found = [p for p in path.rglob("*") if _is_data(p.relative_to(path))]
     else:
         found = [Path(p) for p in glob.glob(address, recursive=True)]  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = [p for p in found if not any(p.resolve().is_relative_to(place) for place in apart_from)]
     files = sorted(str(p.absolute()) for p in found if p.suffix.lower() in extensions and p.is_file())
     if not files:
         what = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -42,11 +42,12 @@ class Reporter:
         for text in plan.notes:
             self.note(f"  {text}")
 
-    def preview(self, table: pa.Table, text_column: str, prediction_columns: list[str]) -> None:
+    def preview(self, texts: Sequence[str | None], predictions: pa.Table) -> None:
+        lines = preview_lines(texts, predictions)
         if self._mode == "json":
-            self._json("preview", rows=preview_lines(table, text_column, prediction_columns))
-            return
-        self.note("\n".join(["first predictions:", *preview_lines(table, text_column, prediction_columns)]))
+            self._json("preview", rows=lines)
+        else:
+            self.note("\n".join(["first predictions:", *lines]))
 
     @contextmanager
     def progress(self, live: LiveCounters) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,12 +22,12 @@ def plan_line(plan: Plan, model: str) -> str:
     return f"{plan.task} with {model} on {plan.device} ({plan.precision}, {plan.backend}): {batches}, {longest}"
 
 
-def preview_lines(table: pa.Table, text_column: str, prediction_columns: list[str]) -> list[str]:
+def preview_lines(texts: Sequence[str | None], predictions: pa.Table) -> list[str]:
     """The first predictions, a line each."""
     lines = []
-    for row in table.select([text_column, *prediction_columns]).to_pylist():
-        shown = ", ".join(f"{name}={_short(row[name])}" for name in prediction_columns if row[name] is not None)
-        lines.append(f"  {_short(row[text_column])!s:<{PREVIEW_CHARS + 2}}  {shown}")
+    for text, row in zip(texts, predictions.to_pylist(), strict=True):
+        shown = ", ".join(f"{name}={_short(value)}" for name, value in row.items() if value is not None)
+        lines.append(f"  {_short(text)!s:<{PREVIEW_CHARS + 2}}  {shown}")
     return lines
 
 

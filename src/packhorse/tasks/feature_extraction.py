@@ -23,6 +23,7 @@ class FeatureExtraction:
     def __init__(self, pooling: Reduction, embedding_format: str) -> None:
         self._pooling = pooling
         self._dtype = np.dtype(embedding_format)
+        self.max_value = float(np.finfo(self._dtype).max)
 
     def reduction(self) -> Reduction:
         return self._pooling

@@ -27,6 +27,7 @@ class TextClassification:
     """Columns label, score and, on request, scores (every label's, in id2label order)."""
 
     name = "text-classification"
+    max_value = float(np.finfo(np.float32).max)
 
     def __init__(self, labels: tuple[str, ...], problem_type: str | None, with_scores: bool) -> None:
         self._labels = labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +48,6 @@ class FastTokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         backend.no_padding()
         backend.no_truncation()
-        self.fingerprint = hashlib.sha256((backend.to_str() + repr(settings.prompt)).encode()).hexdigest()
         self._settings = settings
         self._layouts = {num: find_layout(backend, num == 2) for num in (1, 2)}
         self._copies = [type(backend).from_str(backend.to_str()) for _ in range(settings.threads)]

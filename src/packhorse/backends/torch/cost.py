@@ -29,7 +29,8 @@ def measure_cost(model: Any, description: ModelDescription, ids: torch.Tensor) -
     with _hooked(model, count), torch.inference_mode():
         model(input_ids=ids)
     squared = 4.0 * description.attention_width * description.num_layers
-    return ModelCost(per[ids.numel()], per[ROWS], squared / 2 if description.is_causal else squared)
+    is_causal = any(getattr(module, "is_causal", False) for module in model.modules())
+    return ModelCost(per[ids.numel()], per[ROWS], squared / 2 if is_causal else squared)
 
 
 class _hooked:

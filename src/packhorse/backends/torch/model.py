@@ -13,13 +13,13 @@ from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.data import Batch, Float32s, Int64s, ModelDescription, Reduction, Tokens
+from packhorse.devices.gemm import DTYPES
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError, ModelError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Largest difference between a row alone and in a padded batch, as a share of the largest value.
 PARITY = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
 # What a failed allocation says outside CUDA, where torch raises a plain RuntimeError.
-MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 class TorchModel:
@@ -34,7 +34,14 @@ class TorchModel:
     ) -> None:
         self.device = device
         self._threads = threads
-        self._model = _load_weights(description, reduction, DTYPES[precision]).to(device)
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        try:
+            self._model = _load_weights(description, reduction, DTYPES[precision]).to(device)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"{description.folder}: its weights in {precision} do not fit on {device}: {error}"
+            ) from error
         self._pad_id = _pad_id(self._model.config)
         self.max_length = _positions(self._model)
         self._reducer = Reducer(reduction, device)
@@ -121,7 +128,7 @@ class TorchOutput:
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(values.device))
 
     def numpy(self) -> Float32s:
         if self._event is not None:
