@@ -4,6 +4,8 @@
     engine = packhorse.load("sentence-transformers/all-MiniLM-L6-v2")    a loaded model
     engine.embed(["a text", "another"])                                  ndarray [N, D]
     engine.predict(texts)                                                pyarrow.Table with label, score, error
+    engine.stream(lines)                                                 tables, as the lines come
+    engine.run(frame, "vectors/")                                        the job, with a model that is loaded already
     packhorse.verify("scored/")                                          re-checks every byte
 
 The same from a terminal: `packhorse run MODEL INPUT -o OUTPUT`. Importing packhorse loads neither torch nor
@@ -17,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from packhorse.api import load, run, verify
-    from packhorse.config import EngineConfig, Plan, RunConfig
     from packhorse.engine import Engine
     from packhorse.errors import PackhorseError
     from packhorse.metrics import RunReport
@@ -30,9 +31,6 @@ _HOMES = {
     "run": "api",
     "verify": "api",
     "Engine": "engine",
-    "EngineConfig": "config",
-    "Plan": "config",
-    "RunConfig": "config",
     "RunReport": "metrics",
     "PackhorseError": "errors",
     "Verification": "verification",
@@ -40,10 +38,7 @@ _HOMES = {
 
 __all__ = [
     "Engine",
-    "EngineConfig",
     "PackhorseError",
-    "Plan",
-    "RunConfig",
     "RunReport",
     "Verification",
     "load",

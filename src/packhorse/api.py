@@ -15,9 +15,26 @@ from packhorse.verification import Verification, verify_output
 def load(model: str | Path, **settings: Any) -> Engine:
     """Loads a model and gives an Engine with predict(), embed(), stream() and run().
 
-    model: a folder, or an id on the hub. settings, all optional: revision, task, backend, devices, precision,
-    exact, batching, batch_size, max_batch_tokens, max_length, dedup, prompt_name, pooling, normalize,
-    embedding_format, scores, tokenizer_threads; `packhorse run --help` says what they mean.
+    model: a folder, or an id on the hub. settings, all optional:
+
+        revision           branch, tag or commit on the hub
+        task               "text-classification" or "feature-extraction"; "auto" reads it from the model
+        devices            "auto", "cpu", "cuda", "cuda:N", "mps" or "xpu"
+        precision          "fp32", "bf16" or "fp16"; "auto" takes the lower one where it agrees with fp32 on your rows
+        exact              fp32 on one thread, bitwise repeatable on a CPU
+        batching           "padded": token budget over rows sorted by length; "fixed": batch_size rows in input order
+        batch_size         rows a batch: the size with "fixed" (32), a ceiling with "padded"
+        max_batch_tokens   token budget of a batch, padding included
+        max_length         longest row in tokens; the rest is cut and counted. Default: the model's
+        dedup              compute rows with identical tokens once (True)
+        scores             "all": a column with every label's score
+        pooling            "mean", "cls", "last" or "max"; default what the model says, else mean
+        normalize          embeddings of length 1; default what the model says
+        embedding_format   "float32" or "float16"
+        prompt_name        prompt of a sentence-transformers model
+        backend            "torch", or "null": no model, a checksum of the tokens
+        tokenizer_threads  default one a core
+
     Raises UsageError, RefusedError or ModelError.
     """
     return Engine(validated(EngineConfig, {"model": str(model)} | settings))
@@ -27,8 +44,21 @@ def run(model: str | Path, input: Any, output: str | Path, *, stop: Stop | None 
     """Every row of `input` to `output` on disk, each exactly once; the same call goes on after a stop.
 
     model: a folder or hub id. input: a path, glob or folder of Parquet or JSONL, a pyarrow table, a pandas or polars
-    frame or a datasets.Dataset. output: a folder of parts, or a file ending in .parquet or .jsonl. settings: those of
-    load() and of Engine.run(). Raises a PackhorseError; its class says what to do, its exit_code is the command's.
+    frame or a datasets.Dataset. output: a folder of parts, or a file ending in .parquet or .jsonl. stop: ends the run
+    after a batch when it is set from another thread. settings, all optional: those of load(), and
+
+        text_column     column with the text; guessed when only one can be meant
+        pair_column     column with the second text of a pair
+        keep            input columns to carry over, a list; default all
+        output_prefix   put before the names of the output columns
+        limit           only the first N rows
+        shard_rows      rows between two commits; default 65,536, fewer at the start
+        on_error        "quarantine": nulls and an `error` for a row that cannot be done; "fail": stop at the first
+        max_error_rate  stop when more than this share of rows are in error, after 1,000 rows (0.5)
+        overwrite       delete what an earlier run left in the output
+        progress        "none" (default here), "auto", "plain" or "json"
+
+    Raises a PackhorseError; its class says what to do, its exit_code is that of the command line.
     """
     engine = {k: v for k, v in settings.items() if k in EngineConfig.model_fields}
     job = {k: v for k, v in settings.items() if k not in EngineConfig.model_fields}

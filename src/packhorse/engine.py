@@ -106,8 +106,8 @@ class Engine:
         """Every row of `input` to `output` on disk, as `packhorse run` does; the same call goes on after a stop.
 
         input: a path, glob or folder, a pyarrow table, pandas or polars frame, or datasets.Dataset.
-        job: text_column, pair_column, limit, keep, output_prefix, shard_rows, on_error, max_error_rate, overwrite,
-        progress ("none" by default here). Raises a PackhorseError.
+        job: text_column, pair_column, limit, keep, output_prefix, shard_rows, on_error, max_error_rate, overwrite and
+        progress, as packhorse.run() explains them. Raises a PackhorseError.
         """
         unfit = [name for name in job if name in EngineConfig.model_fields]
         if unfit:
