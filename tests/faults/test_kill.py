@@ -39,6 +39,11 @@ def work(model: str, rows: str, output: str) -> None:
 
 @pytest.mark.parametrize("name", ["folder", "whole.parquet"])
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, null_model: Path, name: str) -> None:
+    kill_and_go_on(tmp_path, null_model, name, KILLS, DEADLINE_S)
+
+
+def kill_and_go_on(tmp_path: Path, null_model: Path, name: str, kills: int, deadline_s: float) -> None:
+    """Runs the job again and again, killed `kills` times on the way, most of them after the first commit."""
     rows = tmp_path / "rows.parquet"
     write_input(rows)
     expected = tmp_path / "uninterrupted" / name
@@ -46,30 +51,30 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, null_model: Path
 
     spawn = multiprocessing.get_context("forkserver")
     spawn.set_forkserver_preload(["packhorse.api", "packhorse.backends.null", "tokenizers", "pyarrow.parquet"])
-    draw, deadline = random.Random(1), time.monotonic() + DEADLINE_S
-    kills = after_first_commit = finished = 0
-    while kills < KILLS or not finished:
-        assert time.monotonic() < deadline, f"{kills} kills, {finished} finished: too slow, or hanging"
+    draw, deadline = random.Random(1), time.monotonic() + deadline_s
+    killed = after_first_commit = finished = 0
+    while killed < kills or not finished:
+        assert time.monotonic() < deadline, f"{killed} kills, {finished} finished: too slow, or hanging"
         output = tmp_path / f"run{finished}" / name
         state = (output if name == "folder" else output.with_name(name + ".packhorse")) / "_packhorse"
         process = spawn.Process(target=work, args=(str(null_model), str(rows), str(output)))
         process.start()
-        if kills < KILLS:
+        if killed < kills:
             wait_until_running(process, state, draw.random() < 0.9)
             process.join(draw.uniform(0.0, 0.25))
         else:
-            process.join(DEADLINE_S)
+            process.join(deadline_s)
         if process.is_alive():
             process.kill()
             process.join()
-            kills += 1
+            killed += 1
             after_first_commit += (state / "shards" / "000000.json").exists()
             continue
         assert process.exitcode == 0
         assert digest(output) == digest(expected)
         assert packhorse.verify(output).is_finished
         finished += 1
-    assert after_first_commit >= KILLS * 4 // 5
+    assert after_first_commit >= kills * 4 // 5
 
 
 def wait_until_running(process: multiprocessing.process.BaseProcess, state: Path, past_first_commit: bool) -> None:
