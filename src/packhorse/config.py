@@ -119,7 +119,7 @@ class RunConfig(EngineConfig):
         suffix = Path(value).suffix
         if suffix and suffix not in OUTPUT_FORMATS and not value.endswith("/") and not Path(value).is_dir():
             raise ValueError(
-                f"-o {value}: files are written as {' or '.join(OUTPUT_FORMATS)}{did_you_mean(suffix, OUTPUT_FORMATS)}"
+                f"-o {value}: files are {' or '.join(OUTPUT_FORMATS)}{did_you_mean(suffix, OUTPUT_FORMATS) or '.'}"
                 f" For a folder of parts of that name, write {value}/"
             )
         return value

@@ -77,11 +77,18 @@ def kill_and_go_on(tmp_path: Path, null_model: Path, name: str, kills: int, dead
     assert after_first_commit >= kills * 4 // 5
 
 
+def num_records(state: Path) -> int:
+    try:
+        return len(list(state.glob("shards/*.json")))
+    except FileNotFoundError:  # a run that begins anew makes the folder again
+        return 0
+
+
 def wait_until_running(process: multiprocessing.process.BaseProcess, state: Path, past_first_commit: bool) -> None:
     """Waits for a commit that this process made, or not at all."""
-    before = len(list(state.glob("shards/*.json")))
+    before = num_records(state)
     end = time.monotonic() + 10
     while past_first_commit and process.is_alive() and time.monotonic() < end:
-        if len(list(state.glob("shards/*.json"))) > before:
+        if num_records(state) > before:
             return
         time.sleep(0.002)
