@@ -24,6 +24,11 @@ RESCUED = "_rescued_data"  # JSON text of what fits no column; the name is Datab
 JSON_TEXT = {b"packhorse.encoding": b"json"}  # metadata of a text column that holds JSON
 
 
+def is_json_text(field: pa.Field) -> bool:
+    """Whether a text column holds JSON."""
+    return bool(field.metadata and JSON_TEXT.items() <= field.metadata.items())
+
+
 class Position(NamedTuple):
     """Where reading goes on: the input file's number and a mark in it (a row for Parquet, a byte for lines)."""
 

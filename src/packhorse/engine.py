@@ -17,7 +17,7 @@ from packhorse.loading import Loader
 from packhorse.manifest import RunFolder
 from packhorse.metrics import RunReport
 from packhorse.readers import open_input
-from packhorse.readers.columns import guess_text_column
+from packhorse.readers.columns import guess_text_column, has_lone_surrogate
 from packhorse.readers.cut import ShardRows
 from packhorse.readers.table import TableReader
 from packhorse.report.reporter import Reporter
@@ -201,8 +201,6 @@ def _text_error(value: Any) -> RowError | None:
         return None
     if not isinstance(value, str):
         return RowError("not_text", f"a {type(value).__name__}, not a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
+    if has_lone_surrogate(value):
         return RowError("lone_surrogate", "the text has half a surrogate pair, which is no character")
     return None

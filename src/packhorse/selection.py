@@ -43,7 +43,7 @@ def choose_columns(config: RunConfig, task: Task, reader: Reader) -> Columns:
     if config.keep is not None and len(set(config.keep)) < len(config.keep):
         raise UsageError(f"--keep {','.join(config.keep)}: a column stands there twice")
     keep = list(config.keep) if config.keep is not None else list(schema.names)
-    if RESCUED in schema.names and RESCUED not in keep:
+    if reader.raw_column is not None and RESCUED in schema.names and RESCUED not in keep:
         keep.append(RESCUED)  # values of the kept columns that do not fit them stand there
     added = [f.name for f in output_fields(task, 1, config.output_prefix)]
     taken = [name for name in added if name in keep]

@@ -136,3 +136,12 @@ def test_an_input_with_one_name_twice_is_refused(null_model: Path, tmp_path: Pat
 def test_an_output_of_an_unknown_format_is_refused(null_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.parquet"):
         run(null_model, COLUMNS, tmp_path / "out.parqet", text_column="text")
+
+
+def test_a_column_of_another_runs_rescued_data_is_carried_only_when_kept(null_model: Path, tmp_path: Path) -> None:
+    """In a table it is a column like any other; it is packhorse's own only where lines of JSON are read."""
+    rows = {"text": ["good"], "a": [1], "_rescued_data": ["{}"]}
+    run(null_model, rows, tmp_path / "some", text_column="text", keep=("a",))
+    run(null_model, rows, tmp_path / "all", text_column="text")
+    assert [name for name in rows_of(tmp_path / "some")[0] if name in rows] == ["a"]
+    assert [name for name in rows_of(tmp_path / "all")[0] if name in rows] == list(rows)

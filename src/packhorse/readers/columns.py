@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from packhorse.data import JSON_TEXT, RESCUED, Int64s, RowError
+from packhorse.data import RESCUED, Int64s, RowError, is_json_text
 from packhorse.errors import UsageError
 
 
@@ -20,8 +20,13 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def is_json(field: pa.Field) -> bool:
-    return bool(field.metadata and JSON_TEXT.items() <= field.metadata.items())
+def has_lone_surrogate(text: str) -> bool:
+    """Half a surrogate pair: Python's strings and JSON can have it, UTF-8 and so Arrow cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def with_large_strings(schema: pa.Schema) -> pa.Schema:
@@ -95,7 +100,7 @@ def guess_text_column(schema: pa.Schema, asked: str | None, pair: str | None) ->
             _check_text(schema, role, name)
     if asked is not None:
         return asked
-    texts = [f.name for f in schema if is_text(f.type) and not is_json(f) and f.name not in (pair, RESCUED)]
+    texts = [f.name for f in schema if is_text(f.type) and not is_json_text(f) and f.name not in (pair, RESCUED)]
     if len(texts) == 1:
         return texts[0]
     if "text" in texts:
@@ -109,5 +114,5 @@ def _check_text(schema: pa.Schema, role: str, name: str) -> None:
     if name not in schema.names:
         raise UsageError(f"{role} {name}: no such column; the input has {', '.join(schema.names)}")
     field = schema.field(name)
-    if not is_text(field.type) or is_json(field):
-        raise UsageError(f"{role} {name}: the column is {'JSON' if is_json(field) else field.type}, not text")
+    if not is_text(field.type) or is_json_text(field):
+        raise UsageError(f"{role} {name}: the column is {'JSON' if is_json_text(field) else field.type}, not text")

@@ -19,7 +19,7 @@ import pyarrow as pa
 from packhorse.data import JSON_TEXT, RAW_LINE, RESCUED, Chunk, Int64s, Position, RowError
 from packhorse.errors import InputError, UsageError
 from packhorse.jsontext import dumps
-from packhorse.readers.columns import file_fingerprint
+from packhorse.readers.columns import file_fingerprint, has_lone_surrogate
 from packhorse.stages import Reader
 
 EXTENSIONS = (".jsonl", ".ndjson")
@@ -120,7 +120,7 @@ class JsonlReader:
         for name in (RAW_LINE, RESCUED):
             if name in values:
                 raise UsageError(f"{self.files[0]}: the field {name!r} has a name that packhorse uses; rename it")
-        fields = [_field(name, seen) for name, seen in values.items() if not _has_surrogate(name)]
+        fields = [_field(name, seen) for name, seen in values.items() if not has_lone_surrogate(name)]
         is_whole = left > 0 and len(fields) == len(values)
         fits = is_whole and is_clean and all(_all_fit(f, values[f.name]) for f in fields)
         return pa.schema(fields if fits else [*fields, pa.field(RESCUED, pa.large_string())])
@@ -214,14 +214,7 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
         return bool(-(1 << 63) <= value < 1 << 63)
     if kind == pa.float64():
         return type(value) is float or abs(value) <= MAX_EXACT_FLOAT
-    return not _has_surrogate(value)
-
-
-def _has_surrogate(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and value.encode() is None
-    except UnicodeEncodeError:
-        return True
+    return type(value) is not str or not has_lone_surrogate(value)
 
 
 def _text_error(name: str, value: Any) -> RowError:

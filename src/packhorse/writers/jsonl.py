@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from packhorse.data import JSON_TEXT, RAW_LINE, RESCUED
+from packhorse.data import RAW_LINE, RESCUED, is_json_text
 from packhorse.jsontext import dumps, is_strict
 from packhorse.stages import Writer
 
@@ -64,7 +64,7 @@ def _spliced(line: bytes, body: str, added: Container[str]) -> str:
 
 def _texts(field: pa.Field, column: pa.ChunkedArray) -> list[str]:
     """Each value as JSON."""
-    if field.metadata and JSON_TEXT.items() <= field.metadata.items():
+    if is_json_text(field):
         return [value if value is not None else "null" for value in column.to_pylist()]
     if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type):
         return [text for chunk in column.chunks for text in _vector_texts(chunk)]
