@@ -51,18 +51,43 @@ def run(
     prompt_name: Annotated[str | None, Flag(help="Prompt of a sentence-transformers model.")] = None,
     revision: Annotated[str | None, Flag(help="Branch, tag or commit on the hub.")] = None,
     backend: Annotated[
-        Literal["torch", "null"], Flag(help='null: no model; "predicts" a checksum of the tokens.')
-    ] = "torch",
+        Literal["auto", "torch", "onnx", "openvino", "null"],
+        Flag(help="auto: torch, or what the folder's files are for; null: no model, a checksum of the tokens."),
+    ] = "auto",
+    provider: Annotated[
+        Literal["auto", "cpu", "cuda", "tensorrt", "migraphx", "rocm", "openvino", "coreml", "directml"],
+        Flag(help="ONNX Runtime's execution provider; auto: the fastest kind installed for the device."),
+    ] = "auto",
+    onnx_file: Annotated[str | None, Flag(help="Which .onnx file of the model's folder to run.")] = None,
     devices: Annotated[str, Flag(help="auto, cpu, cuda, cuda:N, mps or xpu.")] = "auto",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"],
+        Literal["auto", "fp32", "bf16", "fp16", "int8", "fp8"],
         Flag(help="auto: bf16 (fp16) where the hardware has it and rows of this job agree with fp32."),
     ] = "auto",
     exact: Annotated[bool, Flag("--exact", help="fp32, one thread, bitwise repeatable.")] = False,
+    tolerance: Annotated[
+        float | None, Flag(help="How far a precision below fp32 may be from it: of a score, or of a cosine.")
+    ] = None,
+    attention: Annotated[
+        Literal[
+            "auto",
+            "packed",
+            "sdpa",
+            "sdpa:flash",
+            "sdpa:efficient",
+            "sdpa:cudnn",
+            "sdpa:math",
+            "flash_attention_2",
+            "flash_attention_3",
+            "flex_attention",
+            "eager",
+        ],
+        Flag(help="auto: packed, without any padding, where that is proven right for the model; else sdpa."),
+    ] = "auto",
     batching: Annotated[
-        Literal["padded", "fixed"],
-        Flag(help="padded: token budget over rows sorted by length; fixed: --batch-size rows in input order."),
-    ] = "padded",
+        Literal["auto", "packed", "padded", "fixed"],
+        Flag(help="Token budget over rows sorted by length, or fixed: --batch-size rows in input order."),
+    ] = "auto",
     batch_size: Annotated[
         int | None, Flag(help="Rows a batch: the size with fixed (32), a ceiling with padded.")
     ] = None,
@@ -72,6 +97,10 @@ def run(
     ] = None,
     dedup: Annotated[bool, Flag("--dedup/--no-dedup", help="Compute rows with identical tokens once.")] = True,
     tokenizer_threads: Annotated[int | None, Flag(help="Threads that tokenize; default one a core.")] = None,
+    tokenizer: Annotated[
+        Literal["auto", "hf", "tokie", "nanotoken"],
+        Flag(help="auto: the fastest installed one that is proven to give the same tokens; hf: Hugging Face's own."),
+    ] = "auto",
     shard_rows: Annotated[
         int | None, Flag(help="Rows between two commits; default 65,536, fewer at the start.")
     ] = None,

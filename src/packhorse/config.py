@@ -31,16 +31,28 @@ class EngineConfig(BaseModel):
     """Branch, tag or commit on the hub."""
     task: Literal["auto", "text-classification", "feature-extraction"] = "auto"
     """What to compute; auto reads it from the model."""
-    backend: Literal["torch", "null"] = "torch"
-    """torch, or null: no model, each row "predicts" a checksum of its tokens."""
+    backend: Literal["auto", "torch", "onnx", "openvino", "null"] = "auto"
+    """auto: torch, or onnx or openvino where the folder has only their files; null: no model, each row "predicts" a
+    checksum of its tokens."""
+    provider: Literal["auto", "cpu", "cuda", "tensorrt", "migraphx", "rocm", "openvino", "coreml", "directml"] = "auto"
+    """ONNX Runtime's execution provider; auto: the fastest kind that is installed for the device."""
+    onnx_file: str | None = None
+    """Which .onnx file of the model's folder to run, relative to it."""
     devices: str = "auto"
     """auto, cpu, cuda, cuda:N, mps or xpu."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "fp8"] = "auto"
     """auto: bf16 where the hardware has it and rows of this job agree with fp32; else fp32."""
     exact: bool = False
     """fp32, one thread, bitwise repeatable."""
-    batching: Literal["padded", "fixed"] = "padded"
-    """padded: token budget over rows sorted by length; fixed: batch size in input order."""
+    tolerance: float | None = Field(None, gt=0)
+    """How far a precision below fp32 may be from it: of a score, or of a cosine."""
+    attention: Literal[
+        "auto", "packed", "sdpa", "sdpa:flash", "sdpa:efficient", "sdpa:cudnn", "sdpa:math", "flash_attention_2",
+        "flash_attention_3", "flex_attention", "eager",
+    ] = "auto"  # fmt: skip
+    """auto: packed, without any padding, where that gives each row the output it has alone; else sdpa."""
+    batching: Literal["auto", "packed", "padded", "fixed"] = "auto"
+    """packed or padded: token budget over rows sorted by length; fixed: batch size in input order."""
     batch_size: int | None = Field(None, ge=1)
     """Rows a batch: the size with --batching fixed (32), a ceiling with padded."""
     max_batch_tokens: int | None = Field(None, ge=1)
@@ -61,6 +73,8 @@ class EngineConfig(BaseModel):
     """all: adds a `scores` column with every label's score."""
     tokenizer_threads: int | None = Field(None, ge=1)
     """Threads that tokenize; default: one a core."""
+    tokenizer: Literal["auto", "hf", "tokie", "nanotoken"] = "auto"
+    """auto: the fastest installed one that is proven to give the same tokens; hf: Hugging Face tokenizers."""
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -68,6 +82,12 @@ class EngineConfig(BaseModel):
             raise ValueError(f"--exact means fp32, --precision says {self.precision}: drop one of them")
         if self.batching == "fixed" and self.max_batch_tokens is not None:
             raise ValueError("--batching fixed takes --batch-size, not --max-batch-tokens")
+        if self.batching == "padded" and self.attention == "packed":
+            raise ValueError("--attention packed leaves nothing to pad: drop --batching padded")
+        if self.batching == "packed" and self.attention not in ("auto", "packed"):
+            raise ValueError(f"--batching packed needs --attention packed, not {self.attention}")
+        if self.exact and self.tokenizer not in ("auto", "hf"):
+            raise ValueError(f"--exact tokenizes with hf, --tokenizer says {self.tokenizer}: drop one of them")
         return self
 
     @field_validator("devices")
@@ -162,11 +182,13 @@ class Plan(BaseModel):
     backend: str
     device: str
     precision: str
-    batching: Literal["padded", "fixed", "equal"]
+    attention: str
+    batching: Literal["packed", "padded", "fixed", "equal"]
     batch_size: int | None
     max_batch_tokens: int
     max_length: int | None
     threads: int
+    tokenizer: str
     text_column: str
     pair_column: str | None
     notes: tuple[str, ...] = ()

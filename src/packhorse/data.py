@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -190,6 +190,23 @@ class ModelCost:
     def flops(self, lengths: Int64s) -> float:
         squares = float(np.square(lengths, dtype=np.float64).sum())
         return self.per_token * float(lengths.sum()) + self.per_row * len(lengths) + self.per_token_squared * squares
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """All that a backend is told when it loads a model."""
+
+    description: ModelDescription
+    reduction: Reduction
+    device: str
+    precision: str
+    threads: int
+    trial: Tokens  # a few short rows of different lengths, the first two equal
+    rows: Tokens  # up to 512 rows of this job, spread over their lengths; none where the job is not known yet
+    attention: str  # auto, or what --attention asks for
+    provider: str  # auto, or the execution provider that --provider asks for
+    onnx_file: str | None
+    model_key: Callable[[], str]  # sha256 over every file of the model: what is built from it is cached under it
 
 
 class TokenizerParts(NamedTuple):

@@ -128,7 +128,8 @@ class Engine:
         self.close()
 
     def _decide(self, texts: list[str | None], pairs: list[str | None] | None) -> Plan:
-        return self._loader.plan(*self._loader.choose_precision(len(texts), texts, pairs), TEXT, None)
+        self._loader.see(texts, pairs)
+        return self._loader.plan(*self._loader.choose_precision(len(texts)), TEXT, None)
 
     def _decide_precision(self, rows: ShardRows) -> None:
         """The precision was left open for want of rows; now there may be enough."""

@@ -68,7 +68,7 @@ class Job:
         }
         if self._config.overwrite or not self._folder.exists:
             self._folder.clear()
-            manifest = self._new_manifest(identity)
+            manifest = self._new_manifest(identity, self._see_rows())
         else:
             manifest = self._folder.manifest()
             check_unchanged(manifest, identity)
@@ -76,6 +76,7 @@ class Job:
                 self._folder.check_finished(manifest)
                 return self._already_finished(manifest)
             check_unchanged(manifest["plan"], {"versions": self._loader.versions()})
+            self._see_rows()
         plan = Plan(**manifest["plan"])
         self._loader.replay(plan)
         stages = self._loader.stages(plan, self._columns.keep, self._config.output_prefix)
@@ -85,12 +86,16 @@ class Job:
         finally:
             stages.tokenizer.close()
 
-    def _new_manifest(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """Decides the plan on the input's first rows and writes the manifest, before the first shard."""
+    def _see_rows(self) -> float:
+        """Shows the loader the input's first rows; estimated rows of the job."""
         first = next(self._shards(Position(0, 0), 0, 0, SAMPLE_ROWS), None)
         texts = [column_texts(first.table[name], first.errors) if first else [] for name in self._columns.texts]
-        job_rows = self._estimated_rows(first.shard) if first else 0
-        precision, notes = self._loader.choose_precision(job_rows, texts[0], texts[1] if len(texts) > 1 else None)
+        self._loader.see(texts[0], texts[1] if len(texts) > 1 else None)
+        return self._estimated_rows(first.shard) if first else 0
+
+    def _new_manifest(self, identity: dict[str, Any], job_rows: float) -> dict[str, Any]:
+        """Decides the plan and writes the manifest, before the first shard."""
+        precision, notes = self._loader.choose_precision(job_rows)
         plan = self._loader.plan(precision, notes, self._columns.text, self._columns.pair)
         manifest = {
             **identity,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 from importlib.metadata import version
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from packhorse.backends import find_backend
+from packhorse.backends import choose_backend, find_backend
 from packhorse.batching import planner
 from packhorse.batching.fixed import DEFAULT_BATCH_SIZE
 from packhorse.config import EngineConfig, Plan
-from packhorse.data import Batch, Float32s, ModelDescription, TokenizerParts, Tokens
+from packhorse.data import LoadRequest, ModelDescription, Reduction, TokenizerParts, Tokens
 from packhorse.devices.host import num_cores
-from packhorse.errors import BatchRefusedError, ChangedError, DeviceOutOfMemoryError, UsageError
+from packhorse.errors import ChangedError, UsageError
 from packhorse.models.describe import describe
 from packhorse.models.find import file_hashes, find_model
 from packhorse.models.preflight import check_folder, check_weights
@@ -25,11 +26,13 @@ from packhorse.shard import Stages
 from packhorse.stages import LoadedModel
 from packhorse.tasks import make_task
 from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
-from packhorse.tuning.gate import MIN_JOB_ROWS, Verdict, compare, stratified
+from packhorse.tuning.gate import stratified
+from packhorse.tuning.precision import Choice, choose_precision
 
 # Rows of three lengths; the middle one is a usual sentence.
 TRIAL = ("read a zip file", "read a zip file", "The plot is thin, but two hours go by in no time.", "good")
 TRIAL_TOKENS = 64
+NO_ROWS = Tokens(np.empty(0, np.int32), np.zeros(1, np.int64))
 
 
 class Loader:
@@ -37,17 +40,29 @@ class Loader:
 
     def __init__(self, settings: EngineConfig) -> None:
         self.settings = settings
-        self._backend = find_backend(settings.backend)
         self._found = find_model(settings.model, settings.revision)
         check_folder(self._found.folder)
         self.description: ModelDescription = describe(self._found, settings)
+        self._backend_name = choose_backend(settings.backend, self.description.folder)
+        self._backend = find_backend(self._backend_name)
+        if settings.precision not in ("auto", *self._backend.PRECISIONS):
+            legal = ", ".join(self._backend.PRECISIONS)
+            raise UsageError(f"--precision {settings.precision}: backend {self._backend_name} has {legal}")
         if self._backend.NEEDS_WEIGHTS:
             check_weights(self.description.folder)
         self.task = make_task(self.description, settings)
-        self.device: str = self._backend.choose_device(settings.devices)
+        self.device: str = self._backend.choose_device(settings)
         self.threads = 1 if settings.exact else num_cores()
         self._tokenizer_parts: TokenizerParts | None = None
         self._models: dict[str, LoadedModel] = {}
+        self._rows = NO_ROWS
+
+    def see(self, texts: list[str | None], pairs: list[str | None] | None) -> None:
+        """Texts of the job: what precision, packing and calibration are tried on."""
+        tokenizer = self.tokenizer(self.description.max_length, pairs is not None)
+        tokens = tokenizer.tokenize(texts, pairs).tokens
+        tokenizer.close()
+        self._rows = tokens.take(stratified(tokens.lengths))
 
     # -- parts
 
@@ -55,10 +70,16 @@ class Loader:
         """The model at a precision, loaded once. Raises ModelError."""
         if precision not in self._models:
             reduction = dataclasses.replace(self.task.reduction(), skip_tokens=self._skip_tokens())
-            self._models[precision] = self._backend.load(
-                self.description, reduction, self.device, precision, self.threads, self._trial()
-            )
+            self._models[precision] = self._backend.load(self._request(precision, reduction))
         return self._models[precision]
+
+    def _request(self, precision: str, reduction: Reduction) -> LoadRequest:
+        s = self.settings
+        return LoadRequest(
+            description=self.description, reduction=reduction, device=self.device, precision=precision,
+            threads=self.threads, trial=self._trial(), rows=self._rows, attention=s.attention, provider=s.provider,
+            onnx_file=s.onnx_file, model_key=lambda: self._model_key,
+        )  # fmt: skip
 
     def tokenizer(self, max_length: int | None, has_pairs: bool) -> FastTokenizer:
         backend, takes_type_ids, truncation_side = self._parts()
@@ -109,14 +130,15 @@ class Loader:
         batch_size = s.batch_size or (DEFAULT_BATCH_SIZE if s.batching == "fixed" else None)
         budget = s.max_batch_tokens or self._backend.default_batch_tokens(self.device, precision)
         model = self.model(precision)
-        batching = s.batching if model.pads_safely else "equal"
-        if batching != s.batching:
+        batching = _batching(s.batching, model)
+        notes += model.notes
+        if batching == "equal":
             notes += ("this model's outputs change with padding, so only rows of equal length run together",)
         return Plan(
-            task=self.description.task, backend=s.backend, device=self.device.split(":")[0], precision=precision,
-            batching=batching, batch_size=batch_size, max_batch_tokens=budget, max_length=self._max_length(precision),
-            threads=self.threads, text_column=text_column, pair_column=pair_column,
-            notes=notes, versions=self.versions(),
+            task=self.description.task, backend=self._backend_name, device=self.device.split(":")[0],
+            precision=precision, attention=model.attention, batching=batching, batch_size=batch_size,
+            max_batch_tokens=budget, max_length=self._max_length(precision), threads=self.threads, tokenizer="hf",
+            text_column=text_column, pair_column=pair_column, notes=notes, versions=self.versions(),
         )  # fmt: skip
 
     def versions(self) -> dict[str, str]:
@@ -125,55 +147,31 @@ class Loader:
 
     def model_identity(self) -> dict[str, Any]:
         """sha256 of every file; the commit of a hub model."""
-        return {"commit": self.description.commit, "files": file_hashes(self._found.folder)}
+        return {"commit": self.description.commit, "files": self._file_hashes}
 
-    def choose_precision(
-        self, job_rows: float, texts: list[str | None], pairs: list[str | None] | None
-    ) -> tuple[str, tuple[str, ...]]:
-        """The precision and why. For auto, in a job of enough rows, the lower one has to agree with fp32 on some of
-        these texts."""
-        s = self.settings
-        supported = self._backend.supported_precisions(self.device)
-        lower = [p for p in supported[1:] if self.device != "cpu" or p == "bf16"]
-        if s.exact:
-            return "fp32", ("--exact: fp32, one thread",)
-        if s.precision != "auto":
-            slow = f"{self.device} has no instructions for {s.precision}: expect it to be 10-30x slower than fp32"
-            return s.precision, () if s.precision in supported else (slow,)
-        if not lower:
-            return "fp32", ()
-        if job_rows < MIN_JOB_ROWS:
-            return "fp32", (f"fp32: {job_rows:,.0f} rows are too few to check {lower[0]} against it",)
-        verdict = self._try_precision(lower[0], texts, pairs)
-        chosen = lower[0] if verdict.passed else "fp32"
-        self._models = {chosen: self._models[chosen]}  # the other's weights are not needed any more
-        return chosen, (f"{chosen}: {lower[0]} {'agrees' if verdict.passed else 'does not agree'}; {verdict.finding}",)
+    @functools.cached_property
+    def _file_hashes(self) -> dict[str, str]:
+        return file_hashes(self._found.folder)
+
+    @property
+    def _model_key(self) -> str:
+        return hashlib.sha256(json.dumps(self._file_hashes).encode()).hexdigest()
+
+    def choose_precision(self, job_rows: float) -> Choice:
+        """The precision and why. For auto, in a job of enough rows, the lower one has to agree with fp32 on the rows
+        that were seen."""
+        choice = choose_precision(
+            self.settings, self.device, self._backend.supported_precisions(self.device), job_rows, self._rows,
+            self.model, lambda precision: self._backend.default_batch_tokens(self.device, precision),
+        )  # fmt: skip
+        for precision in set(self._models) - {choice.precision}:  # the weights are not needed any more
+            self._models.pop(precision).close()
+        return choice
 
     def gemm(self, precision: str) -> float | None:
         """Best matrix product of the device in FLOP/s, None where the backend has no device."""
         rate: float | None = self._backend.best_gemm(self.device, precision, self.threads)
         return rate
-
-    def _try_precision(self, precision: str, texts: list[str | None], pairs: list[str | None] | None) -> Verdict:
-        tokenizer = self.tokenizer(self._max_length("fp32"), pairs is not None)
-        tokens = tokenizer.tokenize(texts, pairs).tokens
-        tokenizer.close()
-        sample = tokens.take(stratified(tokens.lengths))
-        if not sample.num_rows:
-            return Verdict(False, "no row of the sample can be computed")
-        reference = self._values("fp32", sample)
-        can_be_done = np.isfinite(reference).all(1)
-        candidate = self._values(precision, sample.take(np.flatnonzero(can_be_done)))
-        return compare(reference[can_be_done], candidate, self.task.reduction())
-
-    def _values(self, precision: str, tokens: Tokens) -> Float32s:
-        """Row by row, so without padding; NaN for a row that cannot be done."""
-        model = self.model(precision)
-        values = np.full((tokens.num_rows, model.reduction.width), np.nan, np.float32)
-        for i in range(tokens.num_rows):
-            with contextlib.suppress(DeviceOutOfMemoryError, BatchRefusedError):  # an error row of the run, not its end
-                values[i] = model.forward(Batch(tokens.take(np.array([i])))).numpy()
-        return values
 
     def _max_length(self, precision: str) -> int | None:
         limits = [n for n in (self.description.max_length, self.model(precision).max_length) if n]
@@ -209,6 +207,15 @@ class Loader:
         ids = backend.encode(self.description.prompt).ids
         special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         return len(ids) - (1 if ids[-1] in special else 0)
+
+
+def _batching(asked: str, model: LoadedModel) -> str:
+    """The policy: what was asked for, as far as the model's outputs stay those of each row alone."""
+    if model.attention == "packed":
+        return "packed" if asked == "auto" else asked
+    if not model.pads_safely:
+        return "equal"
+    return "padded" if asked == "auto" else asked
 
 
 def _add_lowercase(backend: Any) -> None:

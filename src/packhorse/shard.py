@@ -25,7 +25,6 @@ from packhorse.readers.cut import ShardRows
 from packhorse.stages import LoadedModel, Output, Planner, Task, Tokenizer
 from packhorse.tokenize.dedup import Unique, all_rows, unique_rows
 
-IN_FLIGHT = 3  # batches whose results are still on their way from the device
 ERROR_TYPE = pa.struct([("kind", pa.large_string()), ("message", pa.large_string())])
 
 OnBatch = Callable[[int, int, int], None]  # rows, real tokens, computed tokens
@@ -139,7 +138,7 @@ def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatc
         for b in range(prepared.plan.num_batches):
             rows = prepared.plan.rows(b)
             in_flight.extend(_forward_batch(stages.model, tokens, unique, rows, errors))
-            while len(in_flight) > IN_FLIGHT:
+            while len(in_flight) > stages.model.in_flight:
                 _collect(in_flight, values)
             computed = stages.model.computed_tokens(lengths[rows])
             computed_tokens += computed

@@ -20,11 +20,12 @@ NAMES = [
 ]  # fmt: skip
 
 RUN_FLAGS = [
-    "--batch-size", "--batching", "--backend", "--dedup", "--devices", "--embedding-format", "--exact", "--keep",
-    "--limit", "--max-batch-tokens", "--max-error-rate", "--max-length", "--no-dedup", "--no-normalize",
-    "--normalize", "--on-error", "--output", "--output-prefix", "--overwrite", "--pair-column", "--pooling",
-    "--precision", "--progress", "--prompt-name", "--quiet", "--revision", "--scores", "--shard-rows", "--task",
-    "--text-column", "--tokenizer-threads", "-o",
+    "--attention", "--backend", "--batch-size", "--batching", "--dedup", "--devices", "--embedding-format",
+    "--exact", "--keep", "--limit", "--max-batch-tokens", "--max-error-rate", "--max-length", "--no-dedup",
+    "--no-normalize", "--normalize", "--on-error", "--onnx-file", "--output", "--output-prefix", "--overwrite",
+    "--pair-column", "--pooling", "--precision", "--progress", "--prompt-name", "--provider", "--quiet",
+    "--revision", "--scores", "--shard-rows", "--task", "--text-column", "--tokenizer", "--tokenizer-threads",
+    "--tolerance", "-o",
 ]  # fmt: skip
 
 EXIT_CODES = {

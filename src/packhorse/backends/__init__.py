@@ -1,16 +1,29 @@
 """Stage 4, forward: a backend is one file or folder here, found by its name, with
 
-- `choose_device(devices)`, `supported_precisions(device)`, `default_batch_tokens(device, precision)`;
+- `PRECISIONS`, all it can load at all, and `NEEDS_WEIGHTS`, whether the folder must hold safetensors;
+- `choose_device(settings)`, `supported_precisions(device)`, those the device has instructions for, fp32 first;
+- `default_batch_tokens(device, precision)`;
 - `load_tokenizer(description) -> TokenizerParts`;
-- `load(description, reduction, device, precision, threads, trial) -> LoadedModel`: `trial` are a few short rows of
-  different lengths, the first two equal, to try the model on;
-- `versions()`, `best_gemm(device, precision, threads)`, and NEEDS_WEIGHTS.
+- `load(request) -> LoadedModel`;
+- `versions()`, and `best_gemm(device, precision, threads)`.
 """
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
+
+
+def choose_backend(asked: str, folder: Path) -> str:
+    """auto means torch, or what the folder's files are for where it has no weights that torch could read."""
+    if asked != "auto":
+        return asked
+    files = {"torch": "*.safetensors", "openvino": "openvino_model.xml", "onnx": "*.onnx"}
+    here = [
+        name for name, pattern in files.items() if any(folder.glob(pattern)) or any(folder.glob(f"{name}/{pattern}"))
+    ]
+    return here[0] if here else "torch"
 
 
 def find_backend(name: str) -> ModuleType:

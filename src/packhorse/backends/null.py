@@ -8,14 +8,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from packhorse.data import Batch, Float32s, Int64s, ModelCost, ModelDescription, Reduction, TokenizerParts, Tokens
+from packhorse.config import EngineConfig
+from packhorse.data import Batch, Float32s, Int64s, LoadRequest, ModelCost, ModelDescription, Reduction, TokenizerParts
 from packhorse.errors import DeviceOutOfMemoryError, ModelError
 
+PRECISIONS = ("fp32",)
 NEEDS_WEIGHTS = False
 MAX_BATCH_TOKENS = 16_384
 
 
-def choose_device(devices: str) -> str:
+def choose_device(settings: EngineConfig) -> str:
     return "cpu"
 
 
@@ -47,10 +49,8 @@ def load_tokenizer(description: ModelDescription) -> TokenizerParts:
     return TokenizerParts(Tokenizer.from_file(str(path)), True, "right")
 
 
-def load(
-    description: ModelDescription, reduction: Reduction, device: str, precision: str, threads: int, trial: Tokens
-) -> NullModel:
-    return NullModel(reduction)
+def load(request: LoadRequest) -> NullModel:
+    return NullModel(request.reduction)
 
 
 class NullModel:
@@ -60,6 +60,9 @@ class NullModel:
     cost = ModelCost()
     max_length: int | None = None
     pads_safely = True
+    attention = "none"
+    notes: tuple[str, ...] = ()
+    in_flight = 3
 
     def __init__(
         self,

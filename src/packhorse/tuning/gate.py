@@ -29,7 +29,11 @@ def stratified(lengths: Int64s) -> Int64s:
     return by_length[np.linspace(0, len(by_length) - 1, count).astype(np.int64)] if count else by_length
 
 
-def compare(reference: Float32s, candidate: Float32s, reduction: Reduction) -> Verdict:
+def default_tolerance(precision: str, reduction: Reduction) -> float:
+    return 1 - MIN_COSINE if reduction.kind == "pool" else SCORE_TOLERANCE
+
+
+def compare(reference: Float32s, candidate: Float32s, reduction: Reduction, tolerance: float) -> Verdict:
     """[n, width] values of the same rows, fp32 and the candidate's."""
     if not np.isfinite(candidate).all():
         return Verdict(False, "it gives values that are no numbers")
@@ -37,10 +41,10 @@ def compare(reference: Float32s, candidate: Float32s, reduction: Reduction) -> V
         norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(candidate, axis=1)
         worst = float(((reference * candidate).sum(1) / np.maximum(norms, 1e-30)).min())
         return Verdict(
-            worst >= MIN_COSINE,
-            f"lowest cosine to fp32 {worst:.5f} on {len(reference)} rows (needed {MIN_COSINE})",
+            worst >= 1 - tolerance,
+            f"lowest cosine to fp32 {worst:.5f} on {len(reference)} rows (needed {1 - tolerance:g})",
         )
-    tolerance = SCORE_TOLERANCE * (max(float(reference.std()), 1e-3) if reduction.activation == "none" else 1.0)
+    tolerance *= max(float(reference.std()), 1e-3) if reduction.activation == "none" else 1.0
     worst = float(np.abs(reference - candidate).max())
     flips = _changed_labels(reference, candidate, reduction, tolerance)
     finding = (

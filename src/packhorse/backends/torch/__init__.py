@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from packhorse.data import ModelDescription, Reduction, TokenizerParts, Tokens
+from packhorse.config import EngineConfig
+from packhorse.data import LoadRequest, ModelDescription, TokenizerParts
 from packhorse.devices.host import cpu_precisions
 from packhorse.errors import ModelError, UsageError
 from packhorse.stages import LoadedModel
 
+PRECISIONS = ("fp32", "bf16", "fp16")
 NEEDS_WEIGHTS = True
 
 
-def choose_device(devices: str) -> str:
-    """The device of a --devices value. Raises UsageError where it is not here."""
+def choose_device(settings: EngineConfig) -> str:
+    """The device of --devices. Raises UsageError where it is not here."""
     import torch
+
+    devices = settings.devices
 
     here = {
         "cuda": torch.cuda.is_available(),
@@ -80,10 +84,8 @@ def load_tokenizer(description: ModelDescription) -> TokenizerParts:
     return TokenizerParts(tokenizer.backend_tokenizer, takes_type_ids, tokenizer.truncation_side)
 
 
-def load(
-    description: ModelDescription, reduction: Reduction, device: str, precision: str, threads: int, trial: Tokens
-) -> LoadedModel:
+def load(request: LoadRequest) -> LoadedModel:
     """Raises ModelError where weights are missing or do not fit the task."""
     from packhorse.backends.torch.model import TorchModel
 
-    return TorchModel(description, reduction, device, precision, threads, trial)
+    return TorchModel(request)

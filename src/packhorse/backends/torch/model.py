@@ -12,7 +12,7 @@ from torch import nn
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
-from packhorse.data import Batch, Float32s, Int64s, ModelDescription, Reduction, Tokens
+from packhorse.data import Batch, Float32s, Int64s, LoadRequest, ModelDescription, Reduction, Tokens
 from packhorse.devices.gemm import DTYPES
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError, ModelError
 
@@ -23,17 +23,17 @@ MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "
 
 
 class TorchModel:
-    def __init__(
-        self,
-        description: ModelDescription,
-        reduction: Reduction,
-        device: str,
-        precision: str,
-        threads: int,
-        trial: Tokens,
-    ) -> None:
+    attention = "sdpa"
+    notes: tuple[str, ...] = ()
+    in_flight = 3  # on a GPU, copies of results still on their way
+
+    def __init__(self, request: LoadRequest) -> None:
+        description, reduction, device, precision = (
+            request.description, request.reduction, request.device, request.precision,
+        )  # fmt: skip
+        trial = request.trial
         self.device = device
-        self._threads = threads
+        self._threads = request.threads
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
         try:
