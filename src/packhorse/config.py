@@ -187,6 +187,7 @@ class Plan(BaseModel):
     batch_size: int | None
     max_batch_tokens: int
     max_length: int | None
+    workers: int
     threads: int
     tokenizer: str
     text_column: str

@@ -200,7 +200,8 @@ class LoadRequest:
     reduction: Reduction
     device: str
     precision: str
-    threads: int
+    workers: int  # forwards at the same time
+    threads: int  # inside an operator, each worker's
     trial: Tokens  # a few short rows of different lengths, the first two equal
     rows: Tokens  # up to 512 rows of this job, spread over their lengths; none where the job is not known yet
     attention: str  # auto, or what --attention asks for

@@ -25,13 +25,17 @@ from packhorse.models.preflight import check_folder, check_weights
 from packhorse.shard import Stages
 from packhorse.stages import LoadedModel
 from packhorse.tasks import make_task
+from packhorse.tokenize.encoder import Encoder
 from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
+from packhorse.tokenize.proof import TokenizerChoice, check_installed, choose_tokenizer, open_checked
 from packhorse.tuning.gate import stratified
 from packhorse.tuning.precision import Choice, choose_precision
 
 # Rows of three lengths; the middle one is a usual sentence.
 TRIAL = ("read a zip file", "read a zip file", "The plot is thin, but two hours go by in no time.", "good")
 TRIAL_TOKENS = 64
+UNKNOWN_MAX_LENGTH = 512  # for rows that are only tried on
+PROOF_ROWS = 1_024  # of the job, for tokenizers
 NO_ROWS = Tokens(np.empty(0, np.int32), np.zeros(1, np.int64))
 
 
@@ -40,6 +44,7 @@ class Loader:
 
     def __init__(self, settings: EngineConfig) -> None:
         self.settings = settings
+        check_installed(settings.tokenizer)
         self._found = find_model(settings.model, settings.revision)
         check_folder(self._found.folder)
         self.description: ModelDescription = describe(self._found, settings)
@@ -52,17 +57,22 @@ class Loader:
             check_weights(self.description.folder)
         self.task = make_task(self.description, settings)
         self.device: str = self._backend.choose_device(settings)
-        self.threads = 1 if settings.exact else num_cores()
+        self.workers: int = self._backend.num_workers(self.device, num_cores())
+        self.threads = 1 if settings.exact or self.workers > 1 else num_cores()
         self._tokenizer_parts: TokenizerParts | None = None
         self._models: dict[str, LoadedModel] = {}
         self._rows = NO_ROWS
+        self._texts: list[str | None] = []
+        self._tokenizer_choice: TokenizerChoice | None = None
 
     def see(self, texts: list[str | None], pairs: list[str | None] | None) -> None:
         """Texts of the job: what precision, packing and calibration are tried on."""
-        tokenizer = self.tokenizer(self.description.max_length, pairs is not None)
+        limits = [n for n in (self.settings.max_length, self.description.max_length) if n]
+        tokenizer = self.tokenizer(min(limits, default=UNKNOWN_MAX_LENGTH), pairs is not None)
         tokens = tokenizer.tokenize(texts, pairs).tokens
         tokenizer.close()
         self._rows = tokens.take(stratified(tokens.lengths))
+        self._texts, self._tokenizer_choice = [*texts[:PROOF_ROWS], *(pairs or [])[:PROOF_ROWS]], None
 
     # -- parts
 
@@ -77,20 +87,43 @@ class Loader:
         s = self.settings
         return LoadRequest(
             description=self.description, reduction=reduction, device=self.device, precision=precision,
-            threads=self.threads, trial=self._trial(), rows=self._rows, attention=s.attention, provider=s.provider,
-            onnx_file=s.onnx_file, model_key=lambda: self._model_key,
+            workers=self.workers, threads=self.threads, trial=self._trial(), rows=self._rows,
+            attention=s.attention, provider=s.provider, onnx_file=s.onnx_file, model_key=lambda: self._model_key,
         )  # fmt: skip
 
-    def tokenizer(self, max_length: int | None, has_pairs: bool) -> FastTokenizer:
+    def tokenizer(self, max_length: int | None, has_pairs: bool, package: str = "hf") -> FastTokenizer:
         backend, takes_type_ids, truncation_side = self._parts()
         settings = TokenizeSettings(
             max_length=max_length,
             prompt=self.description.prompt,
             truncation_side=truncation_side,
             with_type_ids=takes_type_ids and (has_pairs or any(backend.encode("a").type_ids)),
-            threads=self.settings.tokenizer_threads or num_cores(),
+            threads=self._tokenizer_threads,
         )
-        return FastTokenizer(backend, settings)
+        return FastTokenizer(backend, settings, self._encoder(package))
+
+    @property
+    def _tokenizer_threads(self) -> int:
+        return self.settings.tokenizer_threads or num_cores()
+
+    def _encoder(self, package: str) -> Encoder | None:
+        """The package's, proven; None for hf, and where a resumed run finds the package gone or other tokens in it."""
+        choice = self._choose_tokenizer(package)
+        if package == "hf" or choice.name != package:
+            return None
+        self._tokenizer_choice = choice._replace(encoder=None)
+        encoder = choice.encoder or open_checked(package, self._parts().backend, self._tokenizer_threads)
+        return None if isinstance(encoder, str) else encoder
+
+    def _choose_tokenizer(self, asked: str) -> TokenizerChoice:
+        """Once for the rows that were seen."""
+        if asked == "hf":
+            return TokenizerChoice("hf")
+        if self._tokenizer_choice is None:
+            self._tokenizer_choice = choose_tokenizer(
+                asked, self._parts().backend, self._texts, self.description.prompt, self._tokenizer_threads
+            )
+        return self._tokenizer_choice
 
     def replay(self, plan: Plan) -> None:
         """Takes over what a plan decided. Raises ChangedError where this machine has no such device."""
@@ -99,14 +132,14 @@ class Loader:
                 f"this output was begun on {plan.device}, and this is {self.device}: go on there, "
                 "choose another output, or --overwrite to start anew"
             )
-        if plan.threads != self.threads:
+        if (plan.workers, plan.threads) != (self.workers, self.threads):
             self.close()
-            self.threads = plan.threads
+            self.workers, self.threads = plan.workers, plan.threads
 
     def stages(self, plan: Plan, keep: list[str], output_prefix: str = "") -> Stages:
         """All stages as a plan says."""
         return Stages(
-            tokenizer=self.tokenizer(plan.max_length, plan.pair_column is not None),
+            tokenizer=self.tokenizer(plan.max_length, plan.pair_column is not None, plan.tokenizer),
             planner=planner(plan.batching),
             model=self.model(plan.precision),
             task=self.task,
@@ -115,12 +148,16 @@ class Loader:
             keep=keep,
             output_prefix=output_prefix,
             dedup=self.settings.dedup,
+            workers=plan.workers,
         )
 
     def close(self) -> None:
         for model in self._models.values():
             model.close()
         self._models.clear()
+        if self._tokenizer_choice is not None and self._tokenizer_choice.encoder is not None:
+            self._tokenizer_choice.encoder.close()
+        self._tokenizer_choice = None
 
     # -- decisions
 
@@ -131,14 +168,16 @@ class Loader:
         budget = s.max_batch_tokens or self._backend.default_batch_tokens(self.device, precision)
         model = self.model(precision)
         batching = _batching(s.batching, model)
-        notes += model.notes
+        tokenizer = self._choose_tokenizer("hf" if s.exact else s.tokenizer)
+        notes += model.notes + tokenizer.notes
         if batching == "equal":
             notes += ("this model's outputs change with padding, so only rows of equal length run together",)
         return Plan(
             task=self.description.task, backend=self._backend_name, device=self.device.split(":")[0],
             precision=precision, attention=model.attention, batching=batching, batch_size=batch_size,
-            max_batch_tokens=budget, max_length=self._max_length(precision), threads=self.threads, tokenizer="hf",
-            text_column=text_column, pair_column=pair_column, notes=notes, versions=self.versions(),
+            max_batch_tokens=budget, max_length=self._max_length(precision), workers=self.workers,
+            threads=self.threads, tokenizer=tokenizer.name, text_column=text_column, pair_column=pair_column,
+            notes=notes, versions=self.versions(),
         )  # fmt: skip
 
     def versions(self) -> dict[str, str]:
@@ -170,7 +209,7 @@ class Loader:
 
     def gemm(self, precision: str) -> float | None:
         """Best matrix product of the device in FLOP/s, None where the backend has no device."""
-        rate: float | None = self._backend.best_gemm(self.device, precision, self.threads)
+        rate: float | None = self._backend.best_gemm(self.device, precision, self.workers * self.threads)
         return rate
 
     def _max_length(self, precision: str) -> int | None:
@@ -211,7 +250,7 @@ class Loader:
 
 def _batching(asked: str, model: LoadedModel) -> str:
     """The policy: what was asked for, as far as the model's outputs stay those of each row alone."""
-    if model.attention == "packed":
+    if model.is_packed:
         return "packed" if asked == "auto" else asked
     if not model.pads_safely:
         return "equal"

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from packhorse.data import Batch, BatchPlan, Float32s, RowError, Shard, Tokenized, Tokens
+from packhorse.data import Batch, BatchPlan, Float32s, Int64s, RowError, Shard, Tokenized, Tokens
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
 from packhorse.metrics import Counters
 from packhorse.readers.cut import ShardRows
 from packhorse.stages import LoadedModel, Output, Planner, Task, Tokenizer
 from packhorse.tokenize.dedup import Unique, all_rows, unique_rows
+from packhorse.tokenize.fast import Retokenized
 
 ERROR_TYPE = pa.struct([("kind", pa.large_string()), ("message", pa.large_string())])
 
@@ -71,6 +72,7 @@ class Stages:
     keep: Sequence[str]
     output_prefix: str = ""
     dedup: bool = True
+    workers: int = 1  # forwards at the same time
 
     def output_fields(self) -> list[pa.Field]:
         """The columns added to the input's: predictions, then error."""
@@ -113,6 +115,8 @@ def prepare(rows: ShardRows, stages: Stages, budget: Budget) -> Prepared:
         texts = column_texts(rows.table[stages.text_column], rows.errors)
         pairs = column_texts(rows.table[stages.pair_column], rows.errors) if stages.pair_column else None
         tokenized = stages.tokenizer.tokenize(texts, pairs)
+        if isinstance(tokenized, Retokenized):
+            counters.notes[_retokenized(rows.shard, tokenized)] = 1
         tokenized = dataclasses.replace(tokenized, errors={**tokenized.errors, **rows.errors})
         unique = unique_rows(tokenized.tokens) if stages.dedup else all_rows(tokenized.tokens)
     lengths = tokenized.tokens.lengths
@@ -120,8 +124,14 @@ def prepare(rows: ShardRows, stages: Stages, budget: Budget) -> Prepared:
     counters.duplicate_rows = int((unique.inverse >= 0).sum()) - len(unique.rows)
     counters.real_tokens, counters.row_tokens = int(lengths[unique.rows].sum()), int(lengths.sum())
     counters.flops = stages.model.cost.flops(lengths[unique.rows])
-    plan = stages.planner(lengths[unique.rows], budget.max_batch_tokens, budget.batch_size)
+    plan = _plan(lengths[unique.rows], stages, budget)
     return Prepared(rows.shard, rows.table, tokenized, unique, plan, budget, counters)
+
+
+def _plan(lengths: Int64s, stages: Stages, budget: Budget) -> BatchPlan:
+    """Within the budget; few rows are shared out evenly, so that no worker is without any."""
+    share = -(-int(lengths.sum()) // stages.workers)
+    return stages.planner(lengths, max(min(budget.max_batch_tokens, share), 1), budget.batch_size)
 
 
 def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatch) -> Forwarded:
@@ -129,22 +139,26 @@ def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatc
     unique, tokens, counters = prepared.unique, prepared.tokenized.tokens, prepared.counters
     lengths = tokens.lengths[unique.rows]
     if budget != prepared.budget:
-        prepared.plan = stages.planner(lengths, budget.max_batch_tokens, budget.batch_size)
+        prepared.plan = _plan(lengths, stages, budget)
     values = np.full((len(unique.rows), stages.model.reduction.width), np.nan, np.float32)
     errors: dict[int, RowError] = {}
     in_flight: deque[tuple[np.ndarray, Output]] = deque()
     computed_tokens = 0
+
+    def collect(rows: np.ndarray, output: Output) -> None:
+        _collect(rows, output, values, errors, lambda row: _start(stages.model, tokens, unique, row))
+
     with counters.timed("compute_s"):
         for b in range(prepared.plan.num_batches):
             rows = prepared.plan.rows(b)
-            in_flight.extend(_forward_batch(stages.model, tokens, unique, rows, errors))
+            in_flight.append((rows, _start(stages.model, tokens, unique, rows)))
             while len(in_flight) > stages.model.in_flight:
-                _collect(in_flight, values)
+                collect(*in_flight.popleft())
             computed = stages.model.computed_tokens(lengths[rows])
             computed_tokens += computed
             on_batch(len(rows), int(lengths[rows].sum()), computed)
         while in_flight:
-            _collect(in_flight, values)
+            collect(*in_flight.popleft())
     counters.computed_tokens, counters.batches = computed_tokens, prepared.plan.num_batches
     on_batch(prepared.shard.num_rows - len(unique.rows), 0, 0)  # duplicates and rows in error are done with them
     spread = _spread(values, unique, prepared.shard.num_rows)
@@ -182,6 +196,12 @@ def predict(rows: ShardRows, stages: Stages, budget: Budget) -> pa.Table:
             budget = budget.halved()
 
 
+def _retokenized(shard: Shard, tokenized: Retokenized) -> str:
+    row = shard.first_row + tokenized.difference.row
+    where = f"in shard {shard.index}, row {row:,}"
+    return f"tokenizer: {tokenized.difference}, {where}; that shard and the rest were tokenized by hf"
+
+
 def column_texts(column: pa.ChunkedArray, errors: dict[int, RowError]) -> list[str | None]:
     """The column's strings; None for null and for rows that are in error already (their bytes may be no text)."""
     if errors:
@@ -192,27 +212,46 @@ def column_texts(column: pa.ChunkedArray, errors: dict[int, RowError]) -> list[s
     return texts
 
 
-def _forward_batch(
-    model: LoadedModel, tokens: Tokens, unique: Unique, rows: np.ndarray, errors: dict[int, RowError]
-) -> Iterator[tuple[np.ndarray, Output]]:
-    """The batch's output; its rows' one by one where the model refuses it. A row that cannot be done is in errors."""
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Stands for the output of a batch that could not even be started."""
+
+    error: Exception
+
+    def numpy(self) -> Float32s:
+        raise self.error
+
+
+def _start(model: LoadedModel, tokens: Tokens, unique: Unique, rows: np.ndarray) -> Output:
     try:
-        yield rows, model.forward(Batch(tokens.take(unique.rows[rows])))
+        return model.forward(Batch(tokens.take(unique.rows[rows])))
+    except (DeviceOutOfMemoryError, BatchRefusedError) as error:
+        return _Refusal(error)
+
+
+def _collect(
+    rows: np.ndarray,
+    output: Output,
+    values: Float32s,
+    errors: dict[int, RowError],
+    start: Callable[[np.ndarray], Output],
+) -> None:
+    """Waits for a batch's values; its rows run one by one where the model refuses them together. A row that cannot be
+    done is in errors. Raises DeviceOutOfMemoryError where several rows do not fit."""
+    try:
+        result = output.numpy()
     except DeviceOutOfMemoryError as error:
         if len(rows) > 1:
             raise
         errors[int(rows[0])] = RowError("out_of_memory", f"the row alone does not fit on the device: {error}")
+        return
     except BatchRefusedError as error:
         if len(rows) == 1:
             errors[int(rows[0])] = RowError("refused_by_model", str(error))
             return
         for row in rows:
-            yield from _forward_batch(model, tokens, unique, np.array([row]), errors)
-
-
-def _collect(in_flight: deque[tuple[np.ndarray, Output]], values: Float32s) -> None:
-    rows, output = in_flight.popleft()
-    result = output.numpy()
+            _collect(np.array([row]), start(np.array([row])), values, errors, start)
+        return
     if result.shape != (len(rows), values.shape[1]):
         raise RuntimeError(
             f"the backend gave values of shape {result.shape} for {len(rows)} rows of width {values.shape[1]}"

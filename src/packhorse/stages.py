@@ -58,7 +58,8 @@ class LoadedModel(Protocol):
     device: str
     pads_safely: bool  # whether a row in a padded batch has the output that it has alone
     max_length: int | None  # tokens the loaded weights can position; None: no limit known
-    attention: str  # packed: rows need no padding at all; else how attention is computed over padded rows
+    attention: str  # how it is computed, by the names of --attention
+    is_packed: bool  # rows of any lengths run together, without padding
     notes: tuple[str, ...]  # what was tried and why it was not taken, for the plan
     in_flight: int  # batches worth handing over before the first result is waited for
 

@@ -19,7 +19,7 @@ from tests.models import save_classifier
 
 TEXTS = reference.texts_of_all_lengths()
 PAIRS = TEXTS[::-1]
-TOLERANCE = 1e-5
+TOLERANCE = 3e-5  # at this initializer_range, two orders of summing differ by 1.2e-5
 
 
 def scores_of(table: pa.Table) -> np.ndarray:

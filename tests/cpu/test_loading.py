@@ -10,15 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from packhorse.config import EngineConfig
-from packhorse.data import Reduction
 from packhorse.devices.host import cpu_precisions
 from packhorse.errors import HostileModelError, ModelError, RefusedError, UsageError
 from packhorse.loading import Loader
-from packhorse.tuning.gate import compare, default_tolerance
 from tests.cpu import embedders
 from tests.cpu.engine import load
 from tests.models import save_null_model
@@ -217,44 +214,6 @@ def test_a_broken_file_of_the_folder_is_named(tmp_path: Path, broken: str) -> No
 
 
 # -- precision
-
-
-SOFTMAX, SIGMOID, VALUES = (
-    Reduction("classify", 2, "softmax"),
-    Reduction("classify", 2, "sigmoid"),
-    Reduction("classify", 1, "none"),
-)
-POOL = Reduction("pool", 2)
-SURE, CLOSE = [0.9, 0.1], [0.505, 0.495]
-
-
-@pytest.mark.parametrize(
-    ("reduction", "reference", "candidate", "passes"),
-    [
-        (SOFTMAX, [SURE, CLOSE], [[0.89, 0.11], CLOSE], True),
-        (SOFTMAX, [SURE, CLOSE], [[0.85, 0.15], CLOSE], False),  # the label holds, the score does not
-        (SOFTMAX, [SURE, CLOSE], [[0.1, 0.9], CLOSE], False),  # flips though fp32 was sure
-        (SOFTMAX, [SURE, CLOSE], [SURE, [0.495, 0.505]], True),  # flips where fp32 itself was undecided
-        (SOFTMAX, [SURE], [[np.nan, np.nan]], False),
-        (SOFTMAX, [SURE], [[np.inf, 0.0]], False),
-        (SIGMOID, [[0.505, 0.2]], [[0.495, 0.2]], True),
-        (SIGMOID, [[0.7, 0.2]], [[0.3, 0.2]], False),
-        (VALUES, [[10.0], [-10.0]], [[10.1], [-10.1]], True),
-        (VALUES, [[10.0], [-10.0]], [[11.0], [-10.0]], False),
-        (POOL, [[1.0, 2.0], [3.0, 4.0]], [[1.001, 2.0], [3.0, 4.001]], True),
-        (POOL, [[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.0, -4.0]], False),  # one bad row among good ones
-        (POOL, [[1.0, 2.0]], [[np.nan, 2.0]], False),
-    ],
-)
-def test_lower_precision_must_agree(reduction: Reduction, reference: Any, candidate: Any, passes: bool) -> None:
-    verdict = compare(
-        np.array(reference, np.float32),
-        np.array(candidate, np.float32),
-        reduction,
-        default_tolerance("bf16", reduction),
-    )
-    assert verdict.passed is passes
-    assert verdict.finding
 
 
 def test_few_rows_stay_in_fp32_and_the_note_says_why(bert: Path) -> None:

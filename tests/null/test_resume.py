@@ -126,7 +126,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "keep": (("text",), "settings.keep: null then"),
     "output_prefix": ("my_", "settings.output_prefix"),
     "scores": ("all", "settings.scores"),
-    "batching": ("padded", "settings.batching: auto then, padded now"),
+    "batching": ("padded", "settings.batching"),
     "dedup": (False, "settings.dedup: true then, false now"),
     "on_error": ("fail", ""),
     "max_error_rate": (0.9, ""),

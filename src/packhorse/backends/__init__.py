@@ -2,7 +2,7 @@
 
 - `PRECISIONS`, all it can load at all, and `NEEDS_WEIGHTS`, whether the folder must hold safetensors;
 - `choose_device(settings)`, `supported_precisions(device)`, those the device has instructions for, fp32 first;
-- `default_batch_tokens(device, precision)`;
+- `default_batch_tokens(device, precision)`, `num_workers(device, cores)`, forwards at the same time;
 - `load_tokenizer(description) -> TokenizerParts`;
 - `load(request) -> LoadedModel`;
 - `versions()`, and `best_gemm(device, precision, threads)`.

@@ -29,6 +29,10 @@ def default_batch_tokens(device: str, precision: str) -> int:
     return MAX_BATCH_TOKENS
 
 
+def num_workers(device: str, cores: int) -> int:
+    return 1
+
+
 def versions() -> dict[str, str]:
     from importlib.metadata import version
 
@@ -61,6 +65,7 @@ class NullModel:
     max_length: int | None = None
     pads_safely = True
     attention = "none"
+    is_packed = False
     notes: tuple[str, ...] = ()
     in_flight = 3
 

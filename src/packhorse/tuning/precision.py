@@ -98,7 +98,7 @@ def try_precision(
 def values_of(model: LoadedModel, tokens: Tokens, max_batch_tokens: int) -> Float32s:
     """[n, width], without padding; NaN for a row that cannot be done."""
     values = np.full((tokens.num_rows, model.reduction.width), np.nan, np.float32)
-    plan = planner("packed" if model.attention == "packed" else "equal")(tokens.lengths, max_batch_tokens, None)
+    plan = planner("packed" if model.is_packed else "equal")(tokens.lengths, max_batch_tokens, None)
     for b in range(plan.num_batches):
         rows = plan.rows(b)
         try:

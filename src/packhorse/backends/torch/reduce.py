@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from packhorse.data import DenseLayer, Reduction
 from packhorse.errors import ModelError
+from packhorse.packing.heads import PackedModel
+from packhorse.packing.pack import Pack
 
 
 class Reducer(nn.Module):
@@ -33,6 +35,16 @@ class Reducer(nn.Module):
         values = torch.cat(
             [pool(hidden, lengths, mode, self._reduction.skip_tokens) for mode in self._reduction.pooling], 1
         )
+        for layer in self._post:
+            values = layer(values)
+        return values
+
+    def packed(self, hidden: torch.Tensor, pack: Pack, model: PackedModel) -> torch.Tensor:
+        """The same from a pack's hidden states [T, H]."""
+        if self._reduction.kind == "classify":
+            return activate(model.head(hidden, pack).logits.float(), self._reduction.activation)
+        skip = self._reduction.skip_tokens
+        values = torch.cat([pool_packed(hidden, pack, mode, skip) for mode in self._reduction.pooling], 1)
         for layer in self._post:
             values = layer(values)
         return values
@@ -61,6 +73,38 @@ def pool(hidden: torch.Tensor, lengths: torch.Tensor, mode: str, skip: int) -> t
         return hidden.float().masked_fill(~is_pooled, float("-inf")).amax(1)
     total = (hidden * is_pooled.to(hidden.dtype)).sum(1, dtype=torch.float32)
     return total / (lengths - skip).clamp(min=1).unsqueeze(1)
+
+
+def pool_packed(hidden: torch.Tensor, pack: Pack, mode: str, skip: int) -> torch.Tensor:
+    """[T, H] hidden states of a pack -> [n, H] float32, as pool() does."""
+    if mode == "last":
+        return hidden[pack.ends].float()
+    if mode == "cls":
+        return hidden[pack.starts + torch.where(pack.lengths > skip, skip, 0)].float()
+    if hidden.is_cuda:
+        return _segments(hidden, pack, mode, skip)
+    pooled = hidden.new_empty(len(pack.lengths), hidden.shape[1], dtype=torch.float32)
+    row = 0
+    for run in pack.runs:  # rows of one length are a block
+        block = hidden[run.start : run.start + run.rows * run.length].view(run.rows, run.length, -1)[:, skip:]
+        out = pooled[row : row + run.rows]
+        if mode == "max":
+            torch.amax(block.float(), 1, out=out) if run.length > skip else out.fill_(float("-inf"))
+        else:
+            out.copy_(block.sum(1, dtype=torch.float32) / max(run.length - skip, 1))
+        row += run.rows
+    return pooled
+
+
+def _segments(hidden: torch.Tensor, pack: Pack, mode: str, skip: int) -> torch.Tensor:
+    """Without a loop over runs, for devices where each launch costs more than its work."""
+    lengths = (pack.lengths - skip).clamp(min=0)
+    if skip:
+        place = torch.arange(len(hidden), device=hidden.device) - pack.starts.repeat_interleave(pack.lengths)
+        hidden = hidden[place >= skip]
+    reduce = "max" if mode == "max" else "sum"
+    values = torch.segment_reduce(hidden.float(), reduce, lengths=lengths, axis=0, unsafe=True)
+    return values if mode == "max" else values / lengths.clamp(min=1).unsqueeze(1)
 
 
 class Normalize(nn.Module):

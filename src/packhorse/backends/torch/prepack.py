@@ -1,0 +1,155 @@
+"""Linear layers in oneDNN's own weight order, for CPUs: no compile, no export.
+
+torch's fp32 product knows only some processors, and in bf16 it reorders a weight at every call. oneDNN's linear with a
+weight that was reordered once runs at up to twice that rate, and computes an activation that follows on the way.
+The operators are those that torch's compiler emits after freezing (torch/_inductor/fx_passes/mkldnn_fusion.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+MIN_WEIGHTS = 64 * 64  # smaller layers gain nothing
+TYPICAL_TOKENS = 1_024  # the layout is chosen for products of about so many rows
+
+# What oneDNN computes on the way, by the activation's result: name, algorithm.
+FUSIBLE: dict[tuple[str, str], Callable[[torch.Tensor], torch.Tensor]] = {
+    ("gelu", "none"): lambda x: nn.functional.gelu(x),
+    ("gelu", "tanh"): lambda x: nn.functional.gelu(x, approximate="tanh"),
+    ("relu", ""): torch.relu,
+    ("tanh", ""): torch.tanh,
+    ("swish", ""): nn.functional.silu,
+}
+
+
+class PrepackedLinear(nn.Module):
+    """x [..., in] -> activation(x W^T + b) [..., out]."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """weight: [out, in]. Raises RuntimeError or AttributeError where oneDNN has no such product."""
+        super().__init__()
+        self.weight_count = weight.numel()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), TYPICAL_TOKENS)
+        self._bias = None if bias is None else bias.detach()
+        self._post = "none", ""
+
+    def fuse(self, name: str, algorithm: str) -> None:
+        """The activation is computed on the way from now on."""
+        self._post = name, algorithm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        name, algorithm = self._post
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, name, [], algorithm)
+        return out
+
+
+def is_available(dtype: torch.dtype) -> bool:
+    """Whether this torch and this processor have the operators for that type."""
+    try:
+        layer = PrepackedLinear(torch.ones(64, 64, dtype=dtype), None)
+        return bool(torch.allclose(layer(torch.ones(2, 64, dtype=dtype)).float(), torch.tensor(64.0)))
+    except (RuntimeError, AttributeError):  # internal operators: other versions and processors may lack them
+        return False
+
+
+def prepack(body: nn.Module, run: Callable[[], object]) -> Callable[[], None]:
+    """Replaces the body's linear layers and fuses the activations that follow them. Returns what puts them back.
+
+    run: a forward of the body, watched to see which activation takes which layer's output and nothing else.
+    """
+    pairs = _activations_after(body, run)
+    replaced: dict[nn.Module, PrepackedLinear] = {}
+    originals: list[tuple[nn.Module, str, nn.Module]] = []
+    for module in list(body.modules()):
+        for name, child in list(module.named_children()):
+            weight = _weight_of(child)
+            if weight is None:
+                continue
+            if child not in replaced:
+                replaced[child] = PrepackedLinear(weight, child.bias)
+            originals.append((module, name, child))
+            setattr(module, name, replaced[child])
+    originals += _fuse(body, pairs, replaced)
+
+    def undo() -> None:
+        for module, name, child in originals:
+            setattr(module, name, child)
+
+    return undo
+
+
+def _weight_of(layer: nn.Module) -> torch.Tensor | None:
+    """[out, in] of a plain linear layer; None of anything else, subclasses included: they may do more."""
+    from transformers.pytorch_utils import Conv1D
+
+    if type(layer) is nn.Linear and layer.weight.numel() >= MIN_WEIGHTS:
+        return layer.weight
+    if type(layer) is Conv1D and layer.weight.numel() >= MIN_WEIGHTS:
+        return layer.weight.t()
+    return None
+
+
+def _activations_after(body: nn.Module, run: Callable[[], object]) -> dict[nn.Module, list[nn.Module | None]]:
+    """For every module without children and parameters that was called: the linear layers whose output it was given,
+    None among them where it was given anything else."""
+    made: dict[int, tuple[torch.Tensor, nn.Module]] = {}  # keeps the tensors, so that an id means one of them
+    found: dict[nn.Module, list[nn.Module | None]] = {}
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if _weight_of(module) is not None:
+            made[id(output)] = (output, module)
+        elif len(args) == 1 and isinstance(args[0], torch.Tensor):
+            found.setdefault(module, []).append(made[id(args[0])][1] if id(args[0]) in made else None)
+
+    leaves = [m for m in body.modules() if not any(True for _ in m.children())]
+    handles = [m.register_forward_hook(after) for m in leaves]
+    try:
+        with torch.inference_mode():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {m: layers for m, layers in found.items() if not any(True for _ in m.parameters())}
+
+
+def _fuse(
+    body: nn.Module, pairs: dict[nn.Module, list[nn.Module | None]], replaced: dict[nn.Module, PrepackedLinear]
+) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Computes an activation in its layers where all that it is ever given comes from them, and each feeds it alone."""
+    fed: dict[nn.Module, set[nn.Module]] = {}
+    for activation, layers in pairs.items():
+        for layer in layers:
+            if layer is not None:
+                fed.setdefault(layer, set()).add(activation)
+    originals = []
+    for activation, layers in pairs.items():
+        mine = [replaced.get(layer) if layer is not None and len(fed[layer]) == 1 else None for layer in layers]
+        post = _post_of(activation)
+        if post is None or any(layer is None for layer in mine):
+            continue
+        for layer in mine:
+            if layer is not None:
+                layer.fuse(*post)
+        for module in body.modules():
+            for name, child in list(module.named_children()):
+                if child is activation:
+                    originals.append((module, name, child))
+                    setattr(module, name, nn.Identity())
+    return originals
+
+
+def _post_of(activation: nn.Module) -> tuple[str, str] | None:
+    """Which of oneDNN's activations a module is, found by what it does to numbers."""
+    x = torch.linspace(-6, 6, 101)
+    try:
+        with torch.inference_mode():
+            result = activation(x)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    if not isinstance(result, torch.Tensor) or result.shape != x.shape:
+        return None
+    return next((post for post, f in FUSIBLE.items() if torch.allclose(result, f(x), atol=1e-6)), None)

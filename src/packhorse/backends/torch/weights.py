@@ -1,0 +1,69 @@
+"""A model's weights from its folder, and what its modules tell about lengths and padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from packhorse.backends.torch.quiet import quiet
+from packhorse.data import ModelDescription, Reduction
+from packhorse.errors import ModelError
+
+
+def load_weights(
+    description: ModelDescription, reduction: Reduction, dtype: torch.dtype, attention: str | None = None
+) -> Any:
+    """The transformers model in eval mode. attention: an implementation by transformers' name. Raises ModelError."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification if reduction.kind == "classify" else AutoModel
+    options = {} if attention is None else {"attn_implementation": attention}
+    with quiet():
+        try:
+            model, loading = auto.from_pretrained(
+                description.folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                output_loading_info=True, **options,
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise ModelError(f"{description.folder}: cannot be loaded for {description.task}: {error}") from error
+    # Embeddings come from the last hidden state, so a pooler that was never trained is not used.
+    missing = sorted(k for k in loading["missing_keys"] if reduction.kind == "classify" or not k.startswith("pooler."))
+    if missing:
+        listing = ", ".join(missing[:4]) + (" ..." if len(missing) > 4 else "")
+        raise ModelError(
+            f"{description.folder}: has no weights for {listing}, so its "
+            f"outputs for {description.task} would be random. Is it the right model or --task?"
+        )
+    if reduction.kind == "classify" and model.config.num_labels != reduction.width:
+        raise ModelError(
+            f"{description.folder}: {model.config.num_labels} labels in the model, {reduction.width} in its config"
+        )
+    return model.eval()
+
+
+def pad_id(config: Any) -> int:
+    """The model's padding id. Where it has none (GPT-2), its head is told of one that no text has, and so reads a row's
+    last token, as it does for a row alone; the trial then finds that such a model cannot be padded."""
+    pad = getattr(config, "pad_token_id", None)
+    if pad is None:
+        config.pad_token_id = -1
+        return 0
+    return int(pad)
+
+
+def position_table(model: nn.Module) -> nn.Embedding | None:
+    """A learned position table; None where positions are computed."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
+            return module
+    return None
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Tokens that a learned position table can place. RoBERTa-like tables begin behind their padding index."""
+    table = position_table(model)
+    if table is None:
+        return None
+    return table.num_embeddings - (table.padding_idx + 1 if table.padding_idx is not None else 0)

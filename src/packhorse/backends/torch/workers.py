@@ -1,0 +1,87 @@
+"""Where forwards run: on a CPU one worker a core, each with one thread of its own and all with the same weights; on
+other devices the calling thread, whose results are copied back while it goes on.
+
+One thread a worker is a little faster than one worker with all threads, and bitwise repeatable. Workers are threads:
+torch's operators release the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from packhorse.data import Batch, Float32s
+from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
+
+# What a failed allocation says outside CUDA, where torch raises a plain RuntimeError.
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+Compute = Callable[[Batch], torch.Tensor]
+
+
+class Workers:
+    def __init__(self, device: str, count: int, threads: int) -> None:
+        """count: of workers, each with `threads` threads inside an operator. One worker is the caller itself."""
+        self._device, self._threads = device, threads
+        self._pool = ThreadPoolExecutor(count, "forward", self._set_threads) if count > 1 else None
+
+    def submit(self, compute: Compute, batch: Batch) -> PendingValues | Values:
+        """Raises, here or when the values are asked for, DeviceOutOfMemoryError where the batch does not fit and
+        BatchRefusedError where the model refuses its ids."""
+        if self._pool is not None:
+            return PendingValues(self._pool.submit(_guarded, compute, batch, self._device))
+        self._set_threads()
+        return Values(_guarded(compute, batch, self._device))
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _set_threads(self) -> None:
+        """Of this Python thread; another engine may have changed it."""
+        if self._device == "cpu" and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+
+
+class PendingValues:
+    def __init__(self, future: Future[torch.Tensor]) -> None:
+        self._future = future
+
+    def numpy(self) -> Float32s:
+        values: Float32s = self._future.result().numpy()
+        return values
+
+
+class Values:
+    """Values that may still be on their way: on CUDA the copy to pinned memory was only begun."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._event = None
+        self._values = values
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(values.device))
+
+    def numpy(self) -> Float32s:
+        if self._event is not None:
+            self._event.synchronize()
+        values: Float32s = self._values.cpu().numpy()
+        return values
+
+
+def _guarded(compute: Compute, batch: Batch, device: str) -> torch.Tensor:
+    try:
+        return compute(batch)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(w in str(error) for w in MEMORY_WORDS):
+            raise
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        first_line = str(error).splitlines()[0]
+        raise DeviceOutOfMemoryError(f"{batch.num_rows} rows x {batch.max_seqlen} tokens: {first_line}") from error
+    except ValueError as error:
+        raise BatchRefusedError(str(error)) from error

@@ -1,0 +1,89 @@
+"""A transformers model run on packs: its body on one sequence of tokens, its own head on what the head reads."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from packhorse.packing.pack import Pack
+
+Reads = Literal["first", "last", "all"]
+READS: tuple[Reads, ...] = ("first", "last", "all")
+
+
+class PackedModel:
+    """Shares the model's modules and changes none of them, so any number of threads may call it.
+
+    The model's attention implementation has to be attention.NAME while it is called.
+    """
+
+    def __init__(self, model: Any, reads: Reads = "all") -> None:
+        self._model = model
+        self._body = model.base_model
+        self._head = None if self._body is model else _head_alone(model)
+        self._reads = reads
+        self._takes = set(inspect.signature(self._body.forward).parameters)
+
+    def hidden(self, ids: torch.Tensor, type_ids: torch.Tensor | None, positions: torch.Tensor, pack: Pack) -> Any:
+        """ids, type_ids, positions: [T] -> last hidden states [T, H]."""
+        inputs = {"input_ids": ids[None], "pack": pack}
+        if "position_ids" in self._takes:
+            inputs["position_ids"] = positions[None]
+        if type_ids is not None and "token_type_ids" in self._takes:
+            inputs["token_type_ids"] = type_ids[None]
+        if "use_cache" in self._takes:
+            inputs["use_cache"] = False
+        return self._body(**inputs)[0][0]
+
+    def head(self, hidden: torch.Tensor, pack: Pack) -> Any:
+        """The output of the model's own forward, whose body now only hands on the hidden states [T, H]."""
+        if self._head is None:
+            raise TypeError("a model without a head has none to call")
+        if self._reads == "all":
+            padded, mask = pad_hidden(hidden, pack)
+            return self._head(inputs_embeds=padded, attention_mask=mask)
+        where = pack.starts if self._reads == "first" else pack.ends
+        return self._head(inputs_embeds=hidden[where].unsqueeze(1))
+
+
+def pad_hidden(hidden: torch.Tensor, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+    """[T, H] -> [n, S, H] with zeros behind each row, and the mask [n, S]."""
+    mask = torch.arange(pack.max_seqlen, device=hidden.device) < pack.lengths[:, None]
+    padded = hidden.new_zeros(*mask.shape, hidden.shape[-1])
+    padded[mask] = hidden
+    return padded, mask.long()
+
+
+def _head_alone(model: Any) -> Any:
+    """The model with a stand-in for its body; parameters are shared, the model itself is left as it is."""
+    head = copy.copy(model)
+    head._modules = dict(model._modules)
+    head._modules[model.base_model_prefix] = _Body(model.base_model)
+    return head
+
+
+class _Body(nn.Module):
+    """Stands where a body stood: hands on the hidden states that it is given as embeddings, pooled as the body does."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.config = body.config
+        self.pooler = getattr(body, "pooler", None)
+        self.pooler_activation = getattr(body, "pooler_activation", None)
+
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=inputs_embeds, pooler_output=self._pooled(inputs_embeds)
+        )
+
+    def _pooled(self, hidden: torch.Tensor) -> Any:
+        if self.pooler is None:
+            return None
+        if self.pooler_activation is None:
+            return self.pooler(hidden)
+        return self.pooler_activation(self.pooler(hidden[:, 0]))  # ALBERT's two steps

@@ -1,0 +1,85 @@
+"""A pack: where the rows stand in one sequence of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from packhorse.data import Int64s, offsets_of
+
+
+class Run(NamedTuple):
+    """Neighbouring rows of one length."""
+
+    start: int  # of its first token in the pack
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pack:
+    """The boundaries of n rows in a sequence of T tokens."""
+
+    runs: tuple[Run, ...]
+    lengths: torch.Tensor  # [n] int64, on the device
+    cu_seqlens: torch.Tensor  # [n + 1] int32, on the device
+    max_seqlen: int
+    kernel: str = "auto"  # on CUDA: auto, flash_attention_2 or flash_attention_3
+    masks: dict[tuple[int, int | None, bool], torch.Tensor] = field(default_factory=dict)  # made once for all layers
+
+    @property
+    def starts(self) -> torch.Tensor:
+        """[n] each row's first token."""
+        return self.cu_seqlens[:-1].long()
+
+    @property
+    def ends(self) -> torch.Tensor:
+        """[n] each row's last token."""
+        return self.cu_seqlens[1:].long() - 1
+
+    def mask(self, length: int, window: int | None, is_causal: bool) -> torch.Tensor | None:
+        """[length, length] True where a token may look; None where it may look everywhere in its row."""
+        if not is_causal and (window is None or window >= length):
+            return None
+        key = (length, window, is_causal)
+        if key not in self.masks:
+            place = torch.arange(length, device=self.lengths.device)
+            distance = place[:, None] - place
+            may_look = distance.abs() < (window or length)
+            self.masks[key] = may_look & (distance >= 0) if is_causal else may_look
+        return self.masks[key]
+
+
+def make_pack(lengths: Int64s, device: Any, kernel: str = "auto") -> Pack:
+    """lengths: [n] tokens of each row, in the order in which the rows stand."""
+    offsets = offsets_of(lengths)
+    firsts = np.flatnonzero(np.diff(lengths, prepend=-1))
+    counts = np.diff(np.append(firsts, len(lengths)))
+    runs = tuple(Run(int(offsets[f]), int(n), int(lengths[f])) for f, n in zip(firsts, counts, strict=True))
+    on_device = {"device": device, "non_blocking": True}
+    return Pack(
+        runs,
+        torch.from_numpy(np.ascontiguousarray(lengths, np.int64)).to(**on_device),
+        torch.from_numpy(offsets.astype(np.int32)).to(**on_device),
+        int(lengths.max(initial=0)),
+        kernel,
+    )
+
+
+def row_positions(ids: np.ndarray, lengths: Int64s, padding_idx: int | None) -> Int64s:
+    """[T] positions that start anew in every row.
+
+    padding_idx: of a RoBERTa-like position table, whose positions begin behind it and skip tokens that are padding
+    (a text may contain the padding token's name).
+    """
+    starts = np.repeat(offsets_of(lengths)[:-1], lengths)
+    if padding_idx is None:
+        positions: Int64s = np.arange(len(ids)) - starts
+        return positions
+    is_text = ids != padding_idx
+    seen = offsets_of(is_text.astype(np.int64))
+    counted: Int64s = (seen[1:] - seen[starts]) * is_text + padding_idx
+    return counted

@@ -1,0 +1,50 @@
+"""Is a faster way right for this model? Rows together, the fast way, against each row alone, the plain way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from packhorse.data import Float32s, Int64s, Tokens, offsets_of
+
+# Longest of the rows made up for the probe: beyond the sliding windows that encoders have (ModernBERT: 64 each side).
+LONG_ROWS = (300, 140)
+JOB_ROWS = 8
+MAX_TOKENS = 2_048
+# Largest error as a share of how much rows differ from each other. Attention that looks across rows gives 0.3 and more.
+TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
+
+
+def probe_rows(trial: Tokens, rows: Tokens, max_length: int | None) -> Tokens:
+    """The trial's short rows, some of this job, and two long ones made of the trial's tokens."""
+    long_rows = [_repeated(trial, min(length, max_length or length)) for length in LONG_ROWS]
+    count = min(rows.num_rows, JOB_ROWS)
+    chosen = np.linspace(0, rows.num_rows - 1, count).astype(np.int64) if count else np.empty(0, np.int64)
+    budget = MAX_TOKENS - int(trial.offsets[-1]) - sum(t.num_rows and int(t.offsets[-1]) for t in long_rows)
+    chosen = chosen[np.cumsum(rows.lengths[chosen]) <= budget]
+    return _concatenated([trial, *long_rows, rows.take(chosen)])
+
+
+def error(alone: Float32s, fast: Float32s) -> float:
+    """[n, width] each: the rms of the difference, as a share of the rms by which rows differ from their mean.
+
+    So measured, an output that hardly depends on the row cannot hide a mistake. Infinite where a value is no number.
+    """
+    if alone.shape != fast.shape or not np.isfinite(fast).all():
+        return float("inf")
+    spread = float(np.sqrt(np.mean((alone - alone.mean(0)) ** 2)))
+    floor = 1e-6 * float(np.abs(alone).max())
+    return float(np.sqrt(np.mean((alone - fast) ** 2))) / max(spread, floor, 1e-30)
+
+
+def _repeated(trial: Tokens, length: int) -> Tokens:
+    """One row of that many tokens."""
+    type_ids = None if trial.type_ids is None else np.resize(trial.type_ids, length)
+    return Tokens(np.resize(trial.ids, length), np.array([0, length], np.int64), type_ids)
+
+
+def _concatenated(parts: list[Tokens]) -> Tokens:
+    lengths: Int64s = np.concatenate([p.lengths for p in parts])
+    has_types = any(p.type_ids is not None for p in parts)
+    types = [np.zeros(len(p.ids), np.int32) if p.type_ids is None else p.type_ids for p in parts]
+    ids = np.concatenate([p.ids for p in parts])
+    return Tokens(ids, offsets_of(lengths), np.concatenate(types) if has_types else None)
