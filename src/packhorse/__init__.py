@@ -7,6 +7,7 @@
     engine.stream(lines)                                                 tables, as the lines come
     engine.run(frame, "vectors/")                                        the job, with a model that is loaded already
     packhorse.verify("scored/")                                          re-checks every byte
+    model = packhorse.unpad(model)                                       your own loop, without the padding inside
 
 The same from a terminal: `packhorse run MODEL INPUT -o OUTPUT`. Importing packhorse loads neither torch nor
 transformers.
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from packhorse.engine import Engine
     from packhorse.errors import PackhorseError
     from packhorse.metrics import RunReport
+    from packhorse.packing.unpad import restore, unpad
     from packhorse.verification import Verification
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "load": "api",
+    "restore": "packing.unpad",
+    "unpad": "packing.unpad",
     "run": "api",
     "verify": "api",
     "Engine": "engine",
@@ -42,7 +46,9 @@ __all__ = [
     "RunReport",
     "Verification",
     "load",
+    "restore",
     "run",
+    "unpad",
     "verify",
 ]
 

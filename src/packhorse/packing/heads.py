@@ -67,6 +67,22 @@ def _head_alone(model: Any) -> Any:
     return head
 
 
+def pooled(body: Any, hidden: torch.Tensor) -> Any:
+    """What the body's pooler makes of hidden states [n, S, H], as the body itself calls it; None without a pooler."""
+    pooler, activation = getattr(body, "pooler", None), getattr(body, "pooler_activation", None)
+    if pooler is None:
+        return None
+    return pooler(hidden) if activation is None else activation(pooler(hidden[:, 0]))  # two steps: ALBERT
+
+
+def position_table(model: nn.Module) -> nn.Embedding | None:
+    """A learned position table; None where positions are computed."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
+            return module
+    return None
+
+
 class _Body(nn.Module):
     """Stands where a body stood: hands on the hidden states that it is given as embeddings, pooled as the body does."""
 
@@ -78,12 +94,5 @@ class _Body(nn.Module):
 
     def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
         return BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=inputs_embeds, pooler_output=self._pooled(inputs_embeds)
+            last_hidden_state=inputs_embeds, pooler_output=pooled(self, inputs_embeds)
         )
-
-    def _pooled(self, hidden: torch.Tensor) -> Any:
-        if self.pooler is None:
-            return None
-        if self.pooler_activation is None:
-            return self.pooler(hidden)
-        return self.pooler_activation(self.pooler(hidden[:, 0]))  # ALBERT's two steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,8 @@ class Pack:
     cu_seqlens: torch.Tensor  # [n + 1] int32, on the device
     max_seqlen: int
     kernel: str = "auto"  # on CUDA: auto, flash_attention_2 or flash_attention_3
+    where: torch.Tensor | None = None  # [T] each token's place in the padded batch [B * S] that it comes from
+    mask_shape: tuple[int, int] | None = None  # [B, S] of that batch
     masks: dict[tuple[int, int | None, bool], torch.Tensor] = field(default_factory=dict)  # made once for all layers
 
     @property
@@ -39,6 +41,13 @@ class Pack:
     def ends(self) -> torch.Tensor:
         """[n] each row's last token."""
         return self.cu_seqlens[1:].long() - 1
+
+    def padded(self, values: torch.Tensor) -> torch.Tensor:
+        """[T, ...] of the pack -> [B, S, ...] of the padded batch that it comes from, zeros elsewhere."""
+        if self.where is None or self.mask_shape is None:
+            raise ValueError("this pack comes from no padded batch")
+        out = values.new_zeros(self.mask_shape[0] * self.mask_shape[1], *values.shape[1:])
+        return out.index_copy(0, self.where, values).unflatten(0, self.mask_shape)
 
     def mask(self, length: int, window: int | None, is_causal: bool) -> torch.Tensor | None:
         """[length, length] True where a token may look; None where it may look everywhere in its row."""
@@ -58,15 +67,28 @@ def make_pack(lengths: Int64s, device: Any, kernel: str = "auto") -> Pack:
     offsets = offsets_of(lengths)
     firsts = np.flatnonzero(np.diff(lengths, prepend=-1))
     counts = np.diff(np.append(firsts, len(lengths)))
-    runs = tuple(Run(int(offsets[f]), int(n), int(lengths[f])) for f, n in zip(firsts, counts, strict=True))
+    runs = [Run(int(offsets[f]), int(n), int(lengths[f])) for f, n in zip(firsts, counts, strict=True)]
     on_device = {"device": device, "non_blocking": True}
     return Pack(
-        runs,
+        tuple(runs),
         torch.from_numpy(np.ascontiguousarray(lengths, np.int64)).to(**on_device),
         torch.from_numpy(offsets.astype(np.int32)).to(**on_device),
         int(lengths.max(initial=0)),
         kernel,
     )
+
+
+def pack_of_mask(mask: torch.Tensor) -> Pack:
+    """The pack of a padded batch. mask: [B, S] True for real tokens, wherever they stand; a row may have none.
+
+    Rows are ordered by length, so that those of one length are a run.
+    """
+    lengths = mask.sum(1)
+    order = torch.argsort(lengths, stable=True, descending=True)
+    order = order[lengths[order] > 0]
+    rows, columns = mask[order].nonzero(as_tuple=True)
+    pack = make_pack(lengths[order].cpu().numpy(), mask.device)
+    return replace(pack, where=order[rows] * mask.shape[1] + columns, mask_shape=(mask.shape[0], mask.shape[1]))
 
 
 def row_positions(ids: np.ndarray, lengths: Int64s, padding_idx: int | None) -> Int64s:

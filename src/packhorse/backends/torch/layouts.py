@@ -9,9 +9,9 @@ import torch
 
 from packhorse.backends.torch.attention import pinned
 from packhorse.backends.torch.reduce import Reducer
-from packhorse.backends.torch.weights import pad_id, position_table
+from packhorse.backends.torch.weights import pad_id
 from packhorse.data import Batch, Int64s
-from packhorse.packing.heads import PackedModel, Reads
+from packhorse.packing.heads import PackedModel, Reads, position_table
 from packhorse.packing.pack import make_pack, row_positions
 
 

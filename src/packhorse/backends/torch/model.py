@@ -12,7 +12,6 @@ import torch
 from packhorse.backends.torch.attention import FLASH_PACKAGES, check_attention, implementation
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.layouts import Layout, Packed, Padded
-from packhorse.backends.torch.prepack import is_available, prepack
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import load_weights, max_positions
@@ -23,6 +22,7 @@ from packhorse.errors import BatchRefusedError, ModelError
 from packhorse.packing import attention as packed_attention
 from packhorse.packing.heads import READS, Reads
 from packhorse.packing.pack import make_pack
+from packhorse.packing.prepack import is_available, prepack
 from packhorse.packing.probe import TOLERANCE, error, probe_rows
 
 # Largest difference between a row alone and in a padded batch, as a share of the largest value.

@@ -10,6 +10,7 @@ from torch import nn
 from packhorse.backends.torch.quiet import quiet
 from packhorse.data import ModelDescription, Reduction
 from packhorse.errors import ModelError
+from packhorse.packing.heads import position_table
 
 
 def load_weights(
@@ -51,14 +52,6 @@ def pad_id(config: Any) -> int:
         config.pad_token_id = -1
         return 0
     return int(pad)
-
-
-def position_table(model: nn.Module) -> nn.Embedding | None:
-    """A learned position table; None where positions are computed."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
-            return module
-    return None
 
 
 def max_positions(model: nn.Module) -> int | None:
