@@ -4,9 +4,9 @@ python bench/compare.py --model bert-base --workload mixed --rows 2000 --contend
 """
 
 import argparse
-import json
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from rich.console import Console
 
 from bench import discover, models, workloads
 from bench.contract import ModelSpec
-from bench.machine import read_machine, read_versions
+from bench.machine import read_machine, read_versions, save_json
 from bench.parity import Tolerances
-from bench.summary import Summary, summarize
-from bench.table import build_table, console, machine_lines
+from bench.summary import EndToEnd, Summary, end_to_end, summarize
+from bench.table import build_table, console, end_to_end_lines, machine_lines
 from bench.trials import Bench, Trial, compute_reference, write_row_files
 
 
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--workload", choices=workloads.WORKLOADS, help="default: mixed where --data exists, else synthetic")
     add("--model", default="minilm", help=f"{', '.join(models.NAMES)}, or a folder (default: minilm)")
-    add("--contenders", help="comma-separated NAME or NAME:PRECISION (default: all that do the model's task)")
+    add("--contenders", help="comma-separated NAME, NAME:PRECISION or NAME:BACKEND:ATTENTION:PRECISION")
     add("--baseline", default="pipeline_32", help="the contender ratios refer to (default: pipeline_32)")
     add(
         "--rows",
@@ -54,7 +54,9 @@ def parse_arguments() -> argparse.Namespace:
         default=Tolerances.bf16,
         help="same, for scores (default: %(default)s)",
     )
+    add("--tolerance-int8", type=float, default=Tolerances.int8, help="same, for scores (default: %(default)s)")
     add("--min-cosine-bf16", type=float, default=Tolerances.min_cosine_bf16, help="for embeddings in bf16")
+    add("--min-cosine-int8", type=float, default=Tolerances.min_cosine_int8, help="for embeddings in int8")
     add("--list", action="store_true", help="name the contenders, workloads and models, and stop")
     return parser.parse_args()
 
@@ -75,7 +77,7 @@ def main() -> int:
         return 0
     model = models.resolve(arguments.model)
     contenders = choose_contenders(arguments, model)
-    discover.parse_contender(arguments.baseline, model.task)
+    baseline = discover.parse_contender(arguments.baseline, model.task).label
     workload = arguments.workload or workloads.default_name(arguments.data)
     texts = load_texts(workload, arguments)
     machine, versions = read_machine(), read_versions(workloads.ROOT)
@@ -87,12 +89,13 @@ def main() -> int:
     screen.print("\n".join(header), soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="packhorse-bench-") as work_dir:
         trials = run_trials(arguments, model, texts, contenders, Path(work_dir), Console(stderr=True))
-    summaries = summarize(trials, arguments.baseline)
-    screen.print(build_table(summaries, arguments.baseline))
+    summaries, whole = summarize(trials, baseline), end_to_end(trials)
+    screen.print(build_table(summaries, baseline))
+    screen.print("\n".join(end_to_end_lines(whole)))
     if arguments.json:
         settings = read_settings(arguments, workload, model, texts)
         content = {"machine": machine.model_dump(), "versions": versions, "settings": settings}
-        write_json(arguments.json, content, summaries, trials)
+        write_json(arguments.json, content, summaries, whole, trials)
     return int(any(summary.error for summary in summaries))
 
 
@@ -127,7 +130,7 @@ def run_trials(
     files = write_row_files(work_dir, texts, arguments.slow_rows, arguments.reference_rows, has_slow)
     reference, cost = compute_reference(model, files, work_dir)
     progress.print(f"reference: {cost.num_rows} rows on {cost.details['device']} in {cost.run_s:.1f} s")
-    tolerances = Tolerances(arguments.tolerance_fp32, arguments.tolerance_bf16, arguments.min_cosine_bf16)
+    tolerances = Tolerances(**{field.name: read_tolerance(arguments, field.name) for field in fields(Tolerances)})
     bench = Bench(model, files, reference, tolerances, work_dir)
     trials = []
     for round_number in range(1, arguments.repeat + 1):
@@ -135,6 +138,11 @@ def run_trials(
             trials.append(bench.run(contender, round_number))
             progress.print(progress_line(trials[-1], arguments.repeat), soft_wrap=True, highlight=False)
     return trials
+
+
+def read_tolerance(arguments: argparse.Namespace, name: str) -> float:
+    """`fp32` is --tolerance-fp32, `min_cosine_int8` is --min-cosine-int8."""
+    return float(getattr(arguments, name if name.startswith("min") else f"tolerance_{name}"))
 
 
 def progress_line(trial: Trial, repeat: int) -> str:
@@ -156,9 +164,12 @@ def read_settings(arguments: argparse.Namespace, workload: str, model: ModelSpec
     }
 
 
-def write_json(file: Path, content: dict[str, Any], summaries: list[Summary], trials: list[Trial]) -> None:
+def write_json(
+    file: Path, content: dict[str, Any], summaries: list[Summary], whole: list[EndToEnd], trials: list[Trial]
+) -> None:
     """Everything the table shows, and every single trial."""
     content["contenders"] = [summary.model_dump() for summary in summaries]
+    content["end_to_end"] = [one.model_dump() for one in whole]
     content["trials"] = [
         {
             "contender": trial.contender.label,
@@ -169,8 +180,7 @@ def write_json(file: Path, content: dict[str, Any], summaries: list[Summary], tr
         }
         for trial in trials
     ]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save_json(file, content)
 
 
 def print_names(screen: Console) -> None:
@@ -178,7 +188,7 @@ def print_names(screen: Console) -> None:
     for name in discover.contender_names():
         module = discover.contender_module(name)
         line = (module.__doc__ or "").strip().splitlines()[0]
-        screen.print(f"contender  {name:26} {'/'.join(module.PRECISIONS):10} {line}", soft_wrap=True)
+        screen.print(f"contender  {name:26} {'/'.join(module.PRECISIONS):15} {line}", soft_wrap=True)
     for name, workload in workloads.WORKLOADS.items():
         screen.print(f"workload   {name:26} {workload.__doc__}", soft_wrap=True)
     for name, description in models.NAMES.items():

@@ -7,11 +7,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
+Backend = Literal["auto", "torch", "onnx", "openvino"]
+Attention = Literal["auto", "packed", "sdpa", "eager"]
 Task = Literal["text-classification", "embedding"]
 Pooling = Literal["mean", "cls"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 SEED = 0
 
 
@@ -33,9 +37,14 @@ class ModelSpec(Frozen):
 
 
 class Options(Frozen):
-    """How a contender runs. `work_dir` is an empty folder of its own; the warmup is not timed."""
+    """How a contender runs. `work_dir` is an empty folder of its own; the warmup is not timed.
+
+    `backend` and `attention` are for contenders that have a choice of them.
+    """
 
     precision: Precision
+    backend: Backend = "auto"
+    attention: Attention = "auto"
     warmup_rows: int
     work_dir: Path
 

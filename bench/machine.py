@@ -1,10 +1,12 @@
 """What a number was measured on: processor, memory, instructions, system, versions. No host names."""
 
+import json
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -13,7 +15,9 @@ from bench.contract import Frozen
 # The instructions that decide how fast bf16 and int8 matrix products are (x86, then Arm).
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
 ARM_FLAGS = ("bf16", "i8mm", "sve", "sve2", "sme")
-PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "packhorse")
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "sentence-transformers", "onnxruntime", "openvino", "nncf", "packhorse",
+)  # fmt: skip
 
 
 class Machine(Frozen):
@@ -52,6 +56,12 @@ def read_versions(checkout: Path) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions | {"packhorse commit": _commit(checkout)}
+
+
+def save_json(file: Path, content: dict[str, Any]) -> None:
+    """A result, as it stands in bench/results."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -11,16 +11,23 @@ from bench.contract import Precision, Task
 class Tolerances:
     """Largest absolute difference of a probability or of a component of an embedding.
 
-    In bf16 an embedding is judged by its cosine to the reference instead: at least `min_cosine_bf16`.
+    Below fp32 an embedding is judged by its cosine to the reference instead. int8's are the most that the accuracy gate
+    lets a single row differ.
     """
 
     fp32: float = 1e-4
     bf16: float = 0.05
+    int8: float = 0.25
     min_cosine_bf16: float = 0.995
+    min_cosine_int8: float = 0.95
 
     def of(self, precision: Precision) -> float:
         """The largest difference allowed in this precision."""
-        return self.fp32 if precision == "fp32" else self.bf16
+        return {"fp32": self.fp32, "bf16": self.bf16, "int8": self.int8}[precision]
+
+    def min_cosine(self, precision: Precision) -> float:
+        """The lowest cosine allowed; in fp32 the difference decides."""
+        return {"fp32": -1.0, "bf16": self.min_cosine_bf16, "int8": self.min_cosine_int8}[precision]
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def _compare_embeddings(
     reason = ""
     if precision == "fp32" and max_difference > tolerances.fp32:
         reason = f"output differs by {max_difference:.2g}"
-    if precision == "bf16" and min_cosine < tolerances.min_cosine_bf16:
+    if not min_cosine >= tolerances.min_cosine(precision):
         reason = f"output differs by {max_difference:.2g} (cosine {min_cosine:.4f})"
     return Parity(len(reference), max_difference, min_cosine, 0, reason)
 

@@ -8,6 +8,8 @@ from bench.contract import Frozen, Measurement
 from bench.discover import Contender
 from bench.trials import Trial
 
+PRODUCT, LOOP = "packhorse", "engine_loop"
+
 
 class Summary(Frozen):
     """One contender over all rounds: medians, the largest peak memory, the worst difference."""
@@ -30,6 +32,30 @@ class Summary(Frozen):
     error: str = ""
 
 
+class EndToEnd(Frozen):
+    """packhorse's rows/s to those of its own backend as a bare loop, round by round; files, tokens and all to none."""
+
+    contender: str
+    loop: str
+    ratio: float
+    ratios: tuple[float, ...]
+
+
+def end_to_end(trials: list[Trial]) -> list[EndToEnd]:
+    """One line for every `packhorse` whose `engine_loop` of the same backend, attention and precision ran too."""
+    by_label: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_label.setdefault(trial.contender.label, []).append(trial)
+    lines = []
+    for label, own in by_label.items():
+        loop = label.replace(PRODUCT, LOOP, 1)
+        if own[0].contender.name != PRODUCT or loop not in by_label:
+            continue
+        if ratios := _ratios(own, by_label[loop]):
+            lines.append(EndToEnd(contender=label, loop=loop, ratio=median(ratios), ratios=ratios))
+    return lines
+
+
 def summarize(trials: list[Trial], baseline: str) -> list[Summary]:
     """One summary per contender, in the order they first ran; ratios of rows/s to `baseline`."""
     by_label: dict[str, list[Trial]] = {}
@@ -42,7 +68,7 @@ def _summarize_one(trials: list[Trial], baseline_trials: list[Trial], baseline: 
     contender = trials[0].contender
     error = _first_error(trials)
     if error:
-        return Summary(contender=contender.name, precision=contender.precision, error=error)
+        return Summary(contender=contender.variant, precision=contender.precision, error=error)
     no_ratio_because = _no_ratio_because(trials, baseline_trials, baseline)
     ratios = () if no_ratio_because else _ratios(trials, baseline_trials)
     return Summary(
@@ -60,7 +86,7 @@ def _medians(contender: Contender, measurements: list[Measurement]) -> dict[str,
 
     first = measurements[0]
     return {
-        "contender": contender.name,
+        "contender": contender.variant,
         "precision": contender.precision,
         "num_rows": first.num_rows,
         "rows_per_s": middle(lambda measurement: measurement.rows_per_s),

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.machine import Machine
-from bench.summary import Summary
+from bench.summary import EndToEnd, Summary
 
 MIB = 1024**2
 WIDTH = 160
@@ -56,6 +56,14 @@ def build_table(summaries: list[Summary], baseline: str) -> Table:
     return table
 
 
+def end_to_end_lines(found: list[EndToEnd]) -> list[str]:
+    """What of its backend's own speed packhorse keeps."""
+    return [
+        f"{one.contender} end to end / {one.loop}: {one.ratio:.2f}{_range(one.ratios)}, medians of rows/s by round"
+        for one in found
+    ]
+
+
 def _cells(summary: Summary) -> list[str]:
     if summary.error:
         return [summary.contender, summary.precision, "failed", *[""] * (len(COLUMNS) - 3), summary.error]
@@ -86,5 +94,8 @@ def _difference(summary: Summary) -> str:
 def _ratio(summary: Summary) -> str:
     if summary.ratio is None:
         return f"- ({summary.no_ratio_because})"
-    spread = f" ({min(summary.ratios):.2f}-{max(summary.ratios):.2f})" if len(summary.ratios) > 1 else ""
-    return f"{summary.ratio:.2f}x{spread}"
+    return f"{summary.ratio:.2f}x{_range(summary.ratios)}"
+
+
+def _range(ratios: tuple[float, ...]) -> str:
+    return f" ({min(ratios):.2f}-{max(ratios):.2f})" if len(ratios) > 1 else ""

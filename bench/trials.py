@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.contract import SEED, Job, Measurement, ModelSpec, Options, Precision
+from bench.contract import SEED, Job, Measurement, ModelSpec, Options
 from bench.discover import Contender
 from bench.parity import Parity, Tolerances, compare
 from bench.workloads import ROOT, read_rows, sample_rows, write_rows
@@ -56,9 +56,10 @@ class Bench:
         """Run a contender once. An error becomes part of the result, it is never dropped."""
         rows_file = self.files.slow if contender.is_slow else self.files.all_rows
         warmup_rows = SLOW_WARMUP_ROWS if contender.is_slow else WARMUP_ROWS
-        folder = self.work_dir / f"{contender.label.replace(':', '_')}-{round_number}"
+        folder = make_folder(self.work_dir / f"{contender.label.replace(':', '_')}-{round_number}")
+        options = contender.options(warmup_rows, folder)
         try:
-            job = make_job(contender.module.__name__, self.model, rows_file, folder, contender.precision, warmup_rows)
+            job = Job(module=contender.module.__name__, model=self.model, rows_file=rows_file, options=options)
             measurement, outputs = run_child(job, folder)
         except ChildError as error:
             return Trial(contender, round_number, error=str(error))
@@ -113,8 +114,9 @@ def stratified_by_length(texts: list[str], ids: list[int], num_rows: int) -> lis
 
 def compute_reference(model: ModelSpec, files: RowFiles, work_dir: Path) -> tuple[dict[int, np.ndarray], Measurement]:
     """Row id -> output of plain transformers, row by row; and what that cost."""
-    folder = work_dir / "reference"
-    job = make_job("bench.reference", model, files.reference, folder, "fp32", warmup_rows=1)
+    folder = make_folder(work_dir / "reference")
+    options = Options(precision="fp32", warmup_rows=1, work_dir=folder)
+    job = Job(module="bench.reference", model=model, rows_file=files.reference, options=options)
     try:
         measurement, outputs = run_child(job, folder)
     except ChildError as error:
@@ -122,13 +124,10 @@ def compute_reference(model: ModelSpec, files: RowFiles, work_dir: Path) -> tupl
     return dict(zip(read_ids(files.reference), outputs, strict=True)), measurement
 
 
-def make_job(
-    module: str, model: ModelSpec, rows_file: Path, folder: Path, precision: Precision, warmup_rows: int
-) -> Job:
-    """A job with an empty folder of its own."""
+def make_folder(folder: Path) -> Path:
+    """An empty folder for a job of its own."""
     folder.mkdir()
-    options = Options(precision=precision, warmup_rows=warmup_rows, work_dir=folder)
-    return Job(module=module, model=model, rows_file=rows_file, options=options)
+    return folder
 
 
 def run_child(job: Job, folder: Path) -> tuple[Measurement, np.ndarray]:

@@ -5,6 +5,7 @@ import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,21 +22,35 @@ SYNTHETIC_ROWS = 4_000
 SYNTHETIC_MEDIAN_WORDS, SYNTHETIC_SIGMA, SYNTHETIC_MAX_WORDS = 24, 0.9, 450
 
 
+class Labelled(NamedTuple):
+    """Texts and their sentiment, 1 for positive: int64 [N]."""
+
+    texts: list[str]
+    labels: np.ndarray
+
+
 def sst2(data: Path) -> list[str]:
     """60,614 short sentences, mean about 10 words (SST-2, train)."""
-    return _sst2_sentences(data / "sst2_glue_train.tsv")
+    return labelled_sst2(data, "train").texts
 
 
 def reviews(data: Path) -> list[str]:
     """2,000 long movie reviews, median 3,600 characters: most rows are truncated."""
-    with zipfile.ZipFile(data / "nltk_movie_reviews.zip") as archive:
-        names = sorted(name for name in archive.namelist() if name.endswith(".txt"))
-        return [archive.read(name).decode("utf-8", errors="replace") for name in names]
+    return labelled_reviews(data).texts
 
 
 def mixed(data: Path) -> list[str]:
     """2,000 long reviews among 6,735 short sentences, shuffled with a fixed seed."""
-    texts = reviews(data) + _sst2_sentences(data / "sst2_glue_dev.tsv")
+    texts = reviews(data) + labelled_sst2(data, "dev").texts
+    random.Random(SEED).shuffle(texts)
+    return texts
+
+
+def half_reviews(data: Path) -> list[str]:
+    """2,000 long reviews and 2,000 short sentences, shuffled with a fixed seed."""
+    long = reviews(data)
+    short = labelled_sst2(data, "dev").texts
+    texts = long + [short[row] for row in sample_rows(len(short), len(long))]
     random.Random(SEED).shuffle(texts)
     return texts
 
@@ -58,7 +73,7 @@ def synthetic(data: Path) -> list[str]:
 
 
 WORKLOADS: dict[str, Callable[[Path], list[str]]] = {
-    workload.__name__: workload for workload in (sst2, reviews, mixed, docstrings, synthetic)
+    workload.__name__: workload for workload in (sst2, reviews, mixed, half_reviews, docstrings, synthetic)
 }
 
 
@@ -93,11 +108,21 @@ def read_rows(file: Path) -> Rows:
     return Rows(file, table["id"].to_numpy(), table["text"].to_pylist())
 
 
-def _sst2_sentences(file: Path) -> list[str]:
+def labelled_sst2(data: Path, part: str) -> Labelled:
+    """Sentences of SST-2 with their sentiment; part: train or dev."""
     # The file has no quoting: a quotation mark is a character of the sentence.
-    with file.open(encoding="utf-8", newline="\n") as lines:
+    with (data / f"sst2_glue_{part}.tsv").open(encoding="utf-8", newline="\n") as lines:
         next(lines)
-        return [line.rstrip("\n").rpartition("\t")[0] for line in lines]
+        pairs = [line.rstrip("\n").rpartition("\t") for line in lines]
+    return Labelled([text for text, _, _ in pairs], np.array([int(label) for _, _, label in pairs]))
+
+
+def labelled_reviews(data: Path) -> Labelled:
+    """Movie reviews with their sentiment, which is the name of their folder."""
+    with zipfile.ZipFile(data / "nltk_movie_reviews.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".txt"))
+        texts = [archive.read(name).decode("utf-8", errors="replace") for name in names]
+    return Labelled(texts, np.array([int("/pos/" in f"/{name}") for name in names]))
 
 
 def _vocabulary_words() -> list[str]:

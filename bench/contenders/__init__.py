@@ -2,5 +2,6 @@
 
 A contender has a docstring (its first line is shown by `--list`), `TASKS`, `PRECISIONS`, `IS_SLOW`, and
 `run(model: ModelSpec, rows: Rows, options: Options) -> Result`. Importing it loads neither torch nor
-transformers.
+transformers. It may have `BACKENDS` and `ATTENTIONS`, where it lets one choose, and `BY_DEFAULT`: what of it runs when
+no contenders are named, each as it stands behind the colon of a label.
 """

@@ -21,26 +21,47 @@ ComputedTokens = Callable[[list[str], np.ndarray], int]
 def measure(load: Load, computed_tokens: ComputedTokens, model: ModelSpec, rows: Rows, options: Options) -> Result:
     """Time `predict` over all rows, end to end. Tokens are counted after clock and memory are read."""
     predict = load(model, options)
-    load_s = time.time() - psutil.Process().create_time()
+    load_s = seconds_since_start()
     predict([rows.texts[row] for row in sample_rows(len(rows.texts), options.warmup_rows)])
     start = time.perf_counter()
     outputs = predict(rows.texts)
     run_s = time.perf_counter() - start
-    peak_bytes, details = peak_rss_bytes(), torch_details()
-    lengths = token_lengths(model, rows.texts)
-    computed = computed_tokens(rows.texts, lengths)
+
+    def count_tokens() -> tuple[int, int]:
+        lengths = token_lengths(model, rows.texts)
+        return int(lengths.sum()), computed_tokens(rows.texts, lengths)
+
+    return result_of(outputs, run_s, load_s, count_tokens, {})
+
+
+def result_of(
+    outputs: np.ndarray,
+    run_s: float,
+    load_s: float,
+    count_tokens: Callable[[], tuple[int, int]],
+    details: dict[str, Any],
+) -> Result:
+    """What a contender returns when the clock has stopped. `count_tokens` gives real and computed ones; it is called
+    after the memory is read."""
+    peak_bytes, torch_says = peak_rss_bytes(), torch_details()
+    real_tokens, computed = count_tokens()
     measurement = Measurement(
-        num_rows=len(rows.texts),
+        num_rows=len(outputs),
         run_s=run_s,
         load_s=load_s,
         wall_s=load_s + run_s,
         peak_bytes=peak_bytes,
-        real_tokens=int(lengths.sum()),
+        real_tokens=real_tokens,
         computed_tokens=computed,
-        padding_efficiency=int(lengths.sum()) / computed,
-        details=details,
+        padding_efficiency=real_tokens / computed,
+        details=torch_says | details,
     )
     return Result(measurement, outputs)
+
+
+def seconds_since_start() -> float:
+    """Since this process was started, imports included."""
+    return time.time() - psutil.Process().create_time()
 
 
 def token_lengths(model: ModelSpec, texts: list[str]) -> np.ndarray:

@@ -21,10 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.contenders._measure import token_lengths
-from bench.contract import Measurement, ModelSpec, Options, Precision, Result, Rows, Task
+from bench.contract import ATTENTIONS, BACKENDS, PRECISIONS, Measurement, ModelSpec, Options, Result, Rows, Task
+
+__all__ = ["ATTENTIONS", "BACKENDS", "BY_DEFAULT", "IS_SLOW", "PRECISIONS", "TASKS", "run"]
 
 TASKS: tuple[Task, ...] = ("text-classification", "embedding")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+BY_DEFAULT: tuple[str, ...] = ("fp32", "bf16")
 IS_SLOW = False
 
 MEMORY_POLL_S = 0.05
@@ -61,7 +63,8 @@ def run(model: ModelSpec, rows: Rows, options: Options) -> Result:
 def command(model: ModelSpec, rows: Rows, options: Options, out: Path) -> list[str]:
     """The command line."""
     where = [str(model.folder), str(rows.file), "-o", str(out)]
-    settings = ["--precision", options.precision, "--scores", "all", "--quiet", "--overwrite"]
+    how = ["--backend", options.backend, "--attention", options.attention, "--precision", options.precision]
+    settings = [*how, "--scores", "all", "--quiet", "--overwrite"]
     return [sys.executable, "-m", "packhorse", "run", *where, *settings]
 
 

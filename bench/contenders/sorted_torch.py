@@ -5,7 +5,7 @@ afternoon, so it is the contender to beat, not the tutorial.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,12 +30,16 @@ def run(model: ModelSpec, rows: Rows, options: Options) -> Result:
 
 def load(model: ModelSpec, options: Options) -> Predict:
     """Tokenize everything, plan the batches, run them, put the rows back in order."""
+    from bench.contenders._torch import load_model
+
+    return predictor(model, *load_model(model, options.precision))
+
+
+def predictor(model: ModelSpec, tokenizer: Any, network: Any) -> Predict:
+    """The loop, around a network or whatever stands in its place."""
     import torch
 
-    from bench.contenders._torch import device, load_model, outputs_of
-
-    tokenizer, network = load_model(model, options.precision)
-    budget = MAX_BATCH_TOKENS[device()]
+    from bench.contenders._torch import outputs_of
 
     def forward(token_ids: list[list[int]]) -> np.ndarray:
         inputs = pad(token_ids, tokenizer.pad_token_id or 0)
@@ -45,13 +49,20 @@ def load(model: ModelSpec, options: Options) -> Predict:
     def predict(texts: list[str]) -> np.ndarray:
         encoded = tokenizer(texts, truncation=True, max_length=model.max_length, return_attention_mask=False)
         token_ids = encoded["input_ids"]
-        plan = list(batches(np.array([len(ids) for ids in token_ids]), budget))
+        plan = list(batches(np.array([len(ids) for ids in token_ids]), budget()))
         sorted_outputs = np.concatenate([forward([token_ids[row] for row in batch]) for batch in plan])
         outputs = np.empty_like(sorted_outputs)
         outputs[np.concatenate(plan)] = sorted_outputs
         return outputs
 
     return predict
+
+
+def budget() -> int:
+    """Tokens of a batch on this device."""
+    from bench.contenders._torch import device
+
+    return MAX_BATCH_TOKENS[device()]
 
 
 def batches(lengths: np.ndarray, max_batch_tokens: int) -> Iterator[np.ndarray]:
@@ -79,6 +90,4 @@ def pad(token_ids: list[list[int]], pad_token_id: int) -> "dict[str, torch.Tenso
 
 def computed_tokens(texts: list[str], lengths: np.ndarray) -> int:
     """Tokens of the padded batches."""
-    from bench.contenders._torch import device
-
-    return sum(int(lengths[batch[0]]) * len(batch) for batch in batches(lengths, MAX_BATCH_TOKENS[device()]))
+    return sum(int(lengths[batch[0]]) * len(batch) for batch in batches(lengths, budget()))

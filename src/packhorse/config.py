@@ -192,5 +192,7 @@ class Plan(BaseModel):
     tokenizer: str
     text_column: str
     pair_column: str | None
+    accuracy: dict[str, Any] | None = None
+    """Of a precision below fp32, where it was compared: tuning.gate.Verdict's figures."""
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = {}

@@ -37,7 +37,7 @@ class Engine:
     (2, 384)
 
     An Engine is used from one thread at a time. With precision "auto" it computes in fp32 until it is given
-    1,000 rows or more at once; then bf16 is used if it agrees with fp32 on some of them.
+    2,000 rows or more at once; then bf16 is used if it agrees with fp32 on up to 512 of them.
     """
 
     def __init__(self, settings: EngineConfig) -> None:
@@ -129,7 +129,7 @@ class Engine:
 
     def _decide(self, texts: list[str | None], pairs: list[str | None] | None) -> Plan:
         self._loader.see(texts, pairs)
-        return self._loader.plan(*self._loader.choose_precision(len(texts)), TEXT, None)
+        return self._loader.plan(self._loader.choose_precision(len(texts)), TEXT, None)
 
     def _decide_precision(self, rows: ShardRows) -> None:
         """The precision was left open for want of rows; now there may be enough."""

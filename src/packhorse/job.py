@@ -95,8 +95,7 @@ class Job:
 
     def _new_manifest(self, identity: dict[str, Any], job_rows: float) -> dict[str, Any]:
         """Decides the plan and writes the manifest, before the first shard."""
-        precision, notes = self._loader.choose_precision(job_rows)
-        plan = self._loader.plan(precision, notes, self._columns.text, self._columns.pair)
+        plan = self._loader.plan(self._loader.choose_precision(job_rows), self._columns.text, self._columns.pair)
         manifest = {
             **identity,
             "plan": plan.model_dump(mode="json"),

@@ -16,7 +16,7 @@ from packhorse.backends import choose_backend, find_backend
 from packhorse.batching import planner
 from packhorse.batching.fixed import DEFAULT_BATCH_SIZE
 from packhorse.config import EngineConfig, Plan
-from packhorse.data import LoadRequest, ModelDescription, Reduction, TokenizerParts, Tokens
+from packhorse.data import LoadRequest, ModelDescription, TokenizerParts, Tokens
 from packhorse.devices.host import num_cores
 from packhorse.errors import ChangedError, UsageError
 from packhorse.models.describe import describe
@@ -79,12 +79,13 @@ class Loader:
     def model(self, precision: str) -> LoadedModel:
         """The model at a precision, loaded once. Raises ModelError."""
         if precision not in self._models:
-            reduction = dataclasses.replace(self.task.reduction(), skip_tokens=self._skip_tokens())
-            self._models[precision] = self._backend.load(self._request(precision, reduction))
+            self._models[precision] = self._backend.load(self.request(precision))
         return self._models[precision]
 
-    def _request(self, precision: str, reduction: Reduction) -> LoadRequest:
+    def request(self, precision: str) -> LoadRequest:
+        """What a backend is told to load or export."""
         s = self.settings
+        reduction = dataclasses.replace(self.task.reduction(), skip_tokens=self._skip_tokens())
         return LoadRequest(
             description=self.description, reduction=reduction, device=self.device, precision=precision,
             workers=self.workers, threads=self.threads, trial=self._trial(), rows=self._rows,
@@ -161,15 +162,15 @@ class Loader:
 
     # -- decisions
 
-    def plan(self, precision: str, notes: tuple[str, ...], text_column: str, pair_column: str | None) -> Plan:
+    def plan(self, choice: Choice, text_column: str, pair_column: str | None) -> Plan:
         """The decisions of a job, as data."""
-        s = self.settings
+        s, precision = self.settings, choice.precision
         batch_size = s.batch_size or (DEFAULT_BATCH_SIZE if s.batching == "fixed" else None)
         budget = s.max_batch_tokens or self._backend.default_batch_tokens(self.device, precision)
         model = self.model(precision)
         batching = _batching(s.batching, model)
         tokenizer = self._choose_tokenizer("hf" if s.exact else s.tokenizer)
-        notes += model.notes + tokenizer.notes
+        notes = choice.notes + model.notes + tokenizer.notes
         if batching == "equal":
             notes += ("this model's outputs change with padding, so only rows of equal length run together",)
         return Plan(
@@ -177,7 +178,7 @@ class Loader:
             precision=precision, attention=model.attention, batching=batching, batch_size=batch_size,
             max_batch_tokens=budget, max_length=self._max_length(precision), workers=self.workers,
             threads=self.threads, tokenizer=tokenizer.name, text_column=text_column, pair_column=pair_column,
-            notes=notes, versions=self.versions(),
+            accuracy=choice.verdict and choice.verdict._asdict(), notes=notes, versions=self.versions(),
         )  # fmt: skip
 
     def versions(self) -> dict[str, str]:

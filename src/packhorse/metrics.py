@@ -15,6 +15,7 @@ class Counters:
 
     rows: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)  # what was not as planned, and in how many shards
     truncated_rows: int = 0
     truncated_tokens: int = 0
     duplicate_rows: int = 0

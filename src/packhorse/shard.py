@@ -10,6 +10,7 @@ of several shards at the same time, and `predict` below runs them one after the 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -191,7 +192,10 @@ def predict(rows: ShardRows, stages: Stages, budget: Budget) -> pa.Table:
     prepared = prepare(rows, stages, budget)
     while True:
         try:
-            return finish(forward(prepared, stages, budget, lambda *_: None), stages)
+            forwarded = forward(prepared, stages, budget, lambda *_: None)
+            for note in prepared.counters.notes:
+                warnings.warn(note, RuntimeWarning, stacklevel=2)
+            return finish(forwarded, stages)
         except DeviceOutOfMemoryError:
             budget = budget.halved()
 

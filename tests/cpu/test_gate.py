@@ -14,7 +14,7 @@ from scipy.stats import beta
 
 from packhorse.data import Reduction
 from packhorse.tuning import gate
-from packhorse.tuning.gate import Verdict, compare, default_tolerance, sample_rows, stratified, upper_bound
+from packhorse.tuning.gate import Verdict, compare, default_tolerance, stratified, upper_bound
 
 SOFTMAX, SIGMOID, VALUES = (
     Reduction("classify", 2, "softmax"),
@@ -233,9 +233,3 @@ def test_the_ceiling_of_tokens_is_kept_and_almost_reached() -> None:
     assert len(rows) == gate.SAMPLE_TOKENS // 512
     assert stratified(np.array([10**6])).tolist() == [0]  # alone it may exceed it
     assert len(stratified(np.full(2_000, 8), max_rows=64)) == 64
-
-
-@given(st.floats(0, 1e9), st.floats(0, 1e9))
-def test_a_longer_job_compares_more_rows(one: float, other: float) -> None:
-    assert 64 <= sample_rows(min(one, other)) <= sample_rows(max(one, other)) <= 512
-    assert sample_rows(2_000) == 200

@@ -219,7 +219,7 @@ def test_a_broken_file_of_the_folder_is_named(tmp_path: Path, broken: str) -> No
 def test_few_rows_stay_in_fp32_and_the_note_says_why(bert: Path) -> None:
     loader = Loader(EngineConfig(model=str(bert), devices="cpu"))
     loader.see(["good film"] * 10, None)
-    precision, notes = loader.choose_precision(10)
+    precision, notes, _ = loader.choose_precision(10)
     loader.close()
     assert precision == "fp32"
     if len(cpu_precisions()) > 1:

@@ -15,7 +15,7 @@ from packhorse.config import EngineConfig, RunConfig
 from tests.models import save_null_model
 
 NAMES = [
-    "Engine", "PackhorseError", "RunReport", "Verification", "load", "run",
+    "Engine", "PackhorseError", "RunReport", "Verification", "load", "restore", "run", "unpad",
     "verify",
 ]  # fmt: skip
 

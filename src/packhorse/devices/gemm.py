@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,8 @@ def best_gemm(device: str, precision: str, threads: int) -> float | None:
 
     Measured once per device, precision, threads and torch version, then read from the user's cache."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{device} {cpu_name()}"
+    if precision == "int8" and device != "cpu":
+        return None
     key = f"{name} | {precision} | {threads} threads | torch {torch.__version__}"
     path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packhorse" / "gemm.json"
     known: dict[str, float] = {}
@@ -30,7 +33,9 @@ def best_gemm(device: str, precision: str, threads: int) -> float | None:
         known = json.loads(path.read_text())
     if key not in known:
         try:
-            known[key] = max(_rates(device, DTYPES[precision]))
+            known[key] = _int8_rate() if precision == "int8" else max(_rates(device, DTYPES[precision]))
+        except AttributeError:  # no int8 operators in this torch
+            return None
         except RuntimeError:  # no memory for it beside the model, or no such product on the device
             return None
         with contextlib.suppress(OSError):  # a home that cannot be written: measured again next time
@@ -49,6 +54,17 @@ def _rates(device: str, dtype: torch.dtype) -> Iterator[float]:
             ways.append(lambda a=a, w=packed: torch.ops.mkldnn._linear_pointwise(a, w, None, "none", [], ""))
         for way in ways:
             yield 2 * size**3 / _best_time(way, device)
+
+
+def _int8_rate() -> float:
+    """oneDNN's product of unsigned by signed bytes, on the CPU."""
+    size = SIZES["cpu"][-1]
+    scales, zeros = torch.ones(size), torch.zeros(size, dtype=torch.int32)
+    packed = torch.ops.onednn.qlinear_prepack(torch.ones(size, size, dtype=torch.int8), None)
+    a = torch.ones(size, size, dtype=torch.uint8)
+    product = torch.ops.onednn.qlinear_pointwise
+    rest: tuple[Any, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
+    return 2 * size**3 / _best_time(lambda: product(a, 1.0, 0, packed, scales, zeros, *rest), "cpu")
 
 
 def _prepacked(weight: torch.Tensor) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 FP16_FLAGS = frozenset({"avx512_fp16", "amx_fp16", "asimdhp"})
 
 
@@ -38,7 +39,8 @@ def cpu_name() -> str:
 def cpu_precisions() -> tuple[str, ...]:
     """Precisions this processor has instructions for; others run, 10-30x slower."""
     flags = cpu_flags()
-    return ("fp32", *(["bf16"] if flags & BF16_FLAGS else []), *(["fp16"] if flags & FP16_FLAGS else []))
+    known = {"bf16": BF16_FLAGS, "fp16": FP16_FLAGS, "int8": INT8_FLAGS}
+    return ("fp32", *(precision for precision, needed in known.items() if flags & needed))
 
 
 def rss_peak_bytes() -> int:

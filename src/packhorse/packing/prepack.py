@@ -7,7 +7,7 @@ The operators are those that torch's compiler emits after freezing (torch/_induc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -61,28 +61,34 @@ def prepack(body: nn.Module, run: Callable[[], object]) -> Callable[[], None]:
 
     run: a forward of the body, watched to see which activation takes which layer's output and nothing else.
     """
-    pairs = _activations_after(body, run)
-    replaced: dict[nn.Module, PrepackedLinear] = {}
-    originals: list[tuple[nn.Module, str, nn.Module]] = []
-    for module in list(body.modules()):
-        for name, child in list(module.named_children()):
-            weight = _weight_of(child)
-            if weight is None:
-                continue
-            if child not in replaced:
-                replaced[child] = PrepackedLinear(weight, child.bias)
-            originals.append((module, name, child))
-            setattr(module, name, replaced[child])
-    originals += _fuse(body, pairs, replaced)
+    pairs = activations_after(body, run)
+    made: dict[nn.Module, PrepackedLinear] = {}
+    for layer in body.modules():
+        weight = weight_of(layer)
+        if weight is not None:
+            made[layer] = PrepackedLinear(weight, layer.bias)  # type: ignore[arg-type]
+    return replace(body, {**made, **_fuse(pairs, made)})
+
+
+def replace(body: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> Callable[[], None]:
+    """Puts other modules in the places of some, wherever they stand in the body. Returns what puts them back."""
+    places = [
+        (module, name, child)
+        for module in body.modules()
+        for name, child in module._modules.items()
+        if child is not None and child in replacements
+    ]
+    for module, name, child in places:
+        setattr(module, name, replacements[child])
 
     def undo() -> None:
-        for module, name, child in originals:
+        for module, name, child in places:
             setattr(module, name, child)
 
     return undo
 
 
-def _weight_of(layer: nn.Module) -> torch.Tensor | None:
+def weight_of(layer: nn.Module) -> torch.Tensor | None:
     """[out, in] of a plain linear layer; None of anything else, subclasses included: they may do more."""
     from transformers.pytorch_utils import Conv1D
 
@@ -93,14 +99,14 @@ def _weight_of(layer: nn.Module) -> torch.Tensor | None:
     return None
 
 
-def _activations_after(body: nn.Module, run: Callable[[], object]) -> dict[nn.Module, list[nn.Module | None]]:
+def activations_after(body: nn.Module, run: Callable[[], object]) -> dict[nn.Module, list[nn.Module | None]]:
     """For every module without children and parameters that was called: the linear layers whose output it was given,
     None among them where it was given anything else."""
     made: dict[int, tuple[torch.Tensor, nn.Module]] = {}  # keeps the tensors, so that an id means one of them
     found: dict[nn.Module, list[nn.Module | None]] = {}
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if _weight_of(module) is not None:
+        if weight_of(module) is not None:
             made[id(output)] = (output, module)
         elif len(args) == 1 and isinstance(args[0], torch.Tensor):
             found.setdefault(module, []).append(made[id(args[0])][1] if id(args[0]) in made else None)
@@ -117,32 +123,28 @@ def _activations_after(body: nn.Module, run: Callable[[], object]) -> dict[nn.Mo
 
 
 def _fuse(
-    body: nn.Module, pairs: dict[nn.Module, list[nn.Module | None]], replaced: dict[nn.Module, PrepackedLinear]
-) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Computes an activation in its layers where all that it is ever given comes from them, and each feeds it alone."""
+    pairs: Mapping[nn.Module, list[nn.Module | None]], made: Mapping[nn.Module, PrepackedLinear]
+) -> dict[nn.Module, nn.Module]:
+    """Computes an activation in its layers where all that it is ever given comes from them, and each feeds it alone;
+    nothing is left to do for these activations."""
     fed: dict[nn.Module, set[nn.Module]] = {}
     for activation, layers in pairs.items():
         for layer in layers:
             if layer is not None:
                 fed.setdefault(layer, set()).add(activation)
-    originals = []
+    left: dict[nn.Module, nn.Module] = {}
     for activation, layers in pairs.items():
-        mine = [replaced.get(layer) if layer is not None and len(fed[layer]) == 1 else None for layer in layers]
-        post = _post_of(activation)
-        if post is None or any(layer is None for layer in mine):
+        mine = [made[layer] for layer in layers if layer is not None and layer in made and len(fed[layer]) == 1]
+        post = post_of(activation)
+        if post is None or len(mine) != len(layers):
             continue
-        for layer in mine:
-            if layer is not None:
-                layer.fuse(*post)
-        for module in body.modules():
-            for name, child in list(module.named_children()):
-                if child is activation:
-                    originals.append((module, name, child))
-                    setattr(module, name, nn.Identity())
-    return originals
+        for fused in mine:
+            fused.fuse(*post)
+        left[activation] = nn.Identity()
+    return left
 
 
-def _post_of(activation: nn.Module) -> tuple[str, str] | None:
+def post_of(activation: nn.Module) -> tuple[str, str] | None:
     """Which of oneDNN's activations a module is, found by what it does to numbers."""
     x = torch.linspace(-6, 6, 101)
     try:

@@ -1,28 +1,25 @@
-"""Tokenizing with the Rust tokenizers of Hugging Face, into flat ids."""
+"""Texts to Tokens: raw tokens of an encoder, cut to a length and set between the special tokens."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from packhorse.data import RowError, Tokenized, Tokens, offsets_of
 from packhorse.errors import UsageError
-from packhorse.tokenize.truncate import Raw, assemble, find_layout, kept_lengths
+from packhorse.tokenize.encoder import Difference, Encoder, HfEncoder
+from packhorse.tokenize.truncate import assemble, find_layout, kept_lengths
 
-CHUNK_ROWS = 500  # small pieces stay in the caches: 78,000 rows/s on 2 cores, 71,000 with 2,000
-CHUNK_CHARS = 1_000_000
 # A text is cut here before tokenizing: 10 MB take 13 s and 1.5 GB, and a model reads the first tokens alone.
 MIN_TEXT_CHARS = 200_000
 CHARS_PER_TOKEN = 32
 MAX_UNTRUNCATED_CHARS = 1_000_000
 # Tokens that a cut text must make beyond those that can be kept, so that the cut cannot have changed them.
 MARGIN_TOKENS = 8
+NO_DIFFERENCE = Difference("", 0, "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +33,25 @@ class TokenizeSettings:
     threads: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Retokenized(Tokenized):
+    """Rows for which the reference took the place of a faster package, from here on."""
+
+    difference: Difference = NO_DIFFERENCE  # its row is one of these
+
+
 class FastTokenizer:
-    """Texts to Tokens, over threads.
+    """Texts to Tokens, by an encoder of the backend's raw tokens; by Hugging Face's own where none is given."""
 
-    Each thread works on its own copy of the tokenizer (a shared one raises "Already borrowed"), and the library's
-    own thread pool is switched off for this process by TOKENIZERS_PARALLELISM=false unless the variable is set:
-    our threads overlap the Rust part of one piece with the Python part of another, 1.25x the rate on 2 cores.
-    """
-
-    def __init__(self, backend: Any, settings: TokenizeSettings) -> None:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    def __init__(self, backend: Any, settings: TokenizeSettings, encoder: Encoder | None = None) -> None:
         backend.no_padding()
         backend.no_truncation()
         self._settings = settings
         self._layouts = {num: find_layout(backend, num == 2) for num in (1, 2)}
-        self._copies = [type(backend).from_str(backend.to_str()) for _ in range(settings.threads)]
-        self._pool = ThreadPoolExecutor(settings.threads, "tokenize")
+        self._encoder: Encoder = encoder or HfEncoder(backend, settings.threads)
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self._encoder.close()
 
     def tokenize(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Tokenized:
         """One row a text (and its pair). None, or a text that cannot be done, is a row in error, without tokens.
@@ -63,18 +60,26 @@ class FastTokenizer:
         """
         columns = [texts] if pairs is None else [texts, pairs]
         layout, room = self._layouts[len(columns)], self._room(len(columns))
-        nulls = {i: RowError("null_text", "the text is null") for c in columns for i, t in enumerate(c) if t is None}
+        nulls = {i: RowError("null_text", "the text is null") for c in columns for i in _null_rows(c)}
         todo = [i for i in range(len(texts)) if i not in nulls]
-        rows, is_cut_wrong = [], np.zeros(len(todo), np.bool_)
-        for number, column in enumerate(columns):
-            heads, cuts = self._heads([column[i] or "" for i in todo])
-            rows.append(self._encode([self._settings.prompt + t for t in heads] if not number else heads))
-            for i, is_hard in cuts.items():
-                is_cut_wrong[i] |= room is None or rows[-1].lengths[i] < room * (1 + is_hard) + MARGIN_TOKENS
+        heads, cuts = zip(*[self._heads(_texts(column, todo)) for column in columns], strict=True)
+        if self._settings.prompt:
+            heads = ([self._settings.prompt + text for text in heads[0]], *heads[1:])
+        before = self._encoder.difference
+        rows = self._encoder.encode(list(heads))
+        is_cut_wrong = np.zeros(len(todo), np.bool_)
+        for row, cut in zip(rows, cuts, strict=True):
+            for i, is_hard in cut.items():
+                is_cut_wrong[i] |= room is None or row.lengths[i] < room * (1 + is_hard) + MARGIN_TOKENS
         kept = kept_lengths([row.lengths for row in rows], room)
         tokens = assemble(rows, kept, layout, self._settings.with_type_ids, self._settings.truncation_side)
         lost = np.sum([row.lengths for row in rows], axis=0) - np.sum(kept, axis=0)
-        return self._tokenized(tokens, lost, is_cut_wrong, todo, nulls, len(texts))
+        made = self._tokenized(tokens, lost, is_cut_wrong, todo, nulls, len(texts))
+        difference = self._encoder.difference
+        if difference is before or difference is None:
+            return made
+        values = (made.tokens, made.errors, made.truncated_rows, made.truncated_tokens)
+        return Retokenized(*values, difference._replace(row=todo[difference.row]))
 
     def _tokenized(
         self,
@@ -134,36 +139,14 @@ class FastTokenizer:
         few = f"the first of them make too few tokens to fill the maximum length of {self._settings.max_length}"
         return RowError("text_too_long", what + few)
 
-    # -- the library
 
-    def _encode(self, texts: list[str]) -> Raw:
-        """Raw tokens of all texts, in order."""
-        rows = _piece_rows(texts)
-        free = list(self._copies)  # as many as threads: pop never fails, and is atomic
-
-        def encode(start: int) -> Raw:
-            tokenizer = free.pop()
-            try:
-                return _encode_piece(tokenizer, texts[start : start + rows])
-            finally:
-                free.append(tokenizer)
-
-        pieces = list(self._pool.map(encode, range(0, len(texts), rows)))
-        if not pieces:
-            return Raw(np.empty(0, np.int32), np.empty(0, np.int64))
-        return Raw(np.concatenate([p.ids for p in pieces]), np.concatenate([p.lengths for p in pieces]))
+def _null_rows(texts: Sequence[str | None]) -> list[int]:
+    return [i for i, text in enumerate(texts) if text is None] if None in texts else []
 
 
-def _encode_piece(tokenizer: Any, texts: list[str]) -> Raw:
-    ids = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-    return Raw(np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths)
-
-
-def _piece_rows(texts: list[str]) -> int:
-    """Rows a piece: enough to pay for the hand-over, few enough that threads end together."""
-    sample = texts[:: max(len(texts) // 64, 1)]
-    return max(min(CHUNK_ROWS, CHUNK_CHARS * len(sample) // max(sum(map(len, sample)), 1)), 8)
+def _texts(texts: Sequence[str | None], rows: list[int]) -> list[str]:
+    """Those of the rows, of which none is null."""
+    return list(texts) if len(rows) == len(texts) else [texts[i] for i in rows]  # type: ignore[arg-type, misc]
 
 
 def _head(text: str, limit: int) -> tuple[str, bool]:

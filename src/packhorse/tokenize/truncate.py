@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from packhorse.data import Int32s, Int64s, Tokens, offsets_of
+from packhorse.data import Bools, Int32s, Int64s, Tokens, offsets_of
 from packhorse.errors import ModelError
 
 PROBES = ("a", "", "A longer text, with words.", "1 + 1 = 2", "\u4e2d\u6587 \u00e9")
@@ -106,7 +106,7 @@ def assemble(rows: list[Raw], kept: list[Int64s], layout: Layout, with_type_ids:
                 type_ids[at] = type_id
             at += 1
         if part < len(rows):
-            source, target = _places(rows[part], kept[part], at, side)
+            source, target = _places(rows[part], kept[part], at, len(ids), side)
             ids[target] = rows[part].ids[source]
             if type_ids is not None:
                 type_ids[target] = layout.text_types[part]
@@ -114,14 +114,22 @@ def assemble(rows: list[Raw], kept: list[Int64s], layout: Layout, with_type_ids:
     return Tokens(ids, offsets, type_ids)
 
 
-def _places(row: Raw, kept: Int64s, at: Int64s, side: str) -> tuple[Int64s | slice, Int64s]:
-    """Flat indices of the kept tokens: in the raw ids, and in the assembled ones."""
-    starts = offsets_of(kept)[:-1]
-    within = np.arange(int(kept.sum()))
-    target = np.repeat(at - starts, kept) + within
-    if len(within) == len(row.ids):
+def _places(row: Raw, kept: Int64s, at: Int64s, num_ids: int, side: str) -> tuple[Bools | slice, Bools]:
+    """Masks of the kept tokens: over the raw ids, and over the assembled ones, whose rows go on at `at`."""
+    target = _runs(at, kept, num_ids)
+    if int(kept.sum()) == len(row.ids):
         return slice(None), target
     begin: Int64s = offsets_of(row.lengths)[:-1]
     if side == "left":
         begin = np.add(begin, row.lengths - kept)
-    return np.repeat(begin - starts, kept) + within, target
+    return _runs(begin, kept, len(row.ids)), target
+
+
+def _runs(starts: Int64s, lengths: Int64s, size: int) -> Bools:
+    """[size] true inside of the runs, which do not overlap. A byte a token, where indices would be eight."""
+    has_any = lengths > 0
+    starts, ends = starts[has_any], (starts + lengths)[has_any]
+    steps = np.zeros(size + 1, np.int8)
+    steps[starts] += 1  # two steps: a run may begin where another ends
+    steps[ends] -= 1
+    return np.cumsum(steps[:-1], dtype=np.int8).view(np.bool_)

@@ -23,6 +23,7 @@ class Choice(NamedTuple):
 
     precision: str
     notes: tuple[str, ...] = ()
+    verdict: Verdict | None = None  # of a precision below fp32, where it was compared
 
 
 def choose_precision(
@@ -46,7 +47,8 @@ def choose_precision(
     if asked != "auto":
         slow = f"{device} has no instructions for {asked}: expect it to be 10-30x slower than fp32"
         notes = () if asked in supported else (slow,)
-        return Choice(asked, (*notes, *_judge_asked(settings, job_rows, rows, load, budget)))
+        verdict, note = _judge_asked(settings, job_rows, rows, load, budget)
+        return Choice(asked, (*notes, *note), verdict)
     lower = [p for p in supported if p in ("bf16", "fp16") and (device != "cpu" or p == "bf16")]
     if not lower:
         return Choice("fp32")
@@ -55,28 +57,28 @@ def choose_precision(
     verdict = try_precision(lower[0], settings.tolerance, rows, load, budget)
     chosen = lower[0] if verdict.passed else "fp32"
     does = "agrees" if verdict.passed else "does not agree"
-    return Choice(chosen, (f"{chosen}: {lower[0]} {does}; {verdict.finding}",))
+    return Choice(chosen, (f"{chosen}: {lower[0]} {does}; {verdict.finding}",), verdict if verdict.passed else None)
 
 
 def _judge_asked(
     settings: EngineConfig, job_rows: float, rows: Tokens, load: LoadAt, budget: Callable[[str], int]
-) -> tuple[str, ...]:
+) -> tuple[Verdict | None, tuple[str, ...]]:
     """A precision asked for by name is measured too, where the job is long enough to pay for it."""
     asked = settings.precision
     if settings.tolerance is None and job_rows < MIN_JOB_ROWS:
-        return ()
+        return None, ()
     try:
         verdict = try_precision(asked, settings.tolerance, rows, load, budget)
     except ModelError as error:
-        return (f"{asked} was not compared with fp32: {error}",)
+        return None, (f"{asked} was not compared with fp32: {error}",)
     if verdict.passed:
-        return (f"{asked} agrees with fp32; {verdict.finding}",)
+        return verdict, (f"{asked} agrees with fp32; {verdict.finding}",)
     if settings.tolerance is not None:
         raise ModelError(
             f"--precision {asked} does not agree with fp32: {verdict.finding}. Choose --precision fp32 or a higher "
             "--tolerance; without --tolerance it is used all the same, and the difference reported"
         )
-    return (f"{asked} was asked for, but DOES NOT AGREE with fp32; {verdict.finding}",)
+    return verdict, (f"{asked} was asked for, but DOES NOT AGREE with fp32; {verdict.finding}",)
 
 
 def try_precision(

@@ -10,7 +10,7 @@ from packhorse.devices.host import cpu_precisions
 from packhorse.errors import ModelError, UsageError
 from packhorse.stages import LoadedModel
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 NEEDS_WEIGHTS = True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,40 +10,43 @@ import torch
 
 from packhorse.backends.torch.attention import FLASH_PACKAGES, check_attention, implementation
 from packhorse.backends.torch.cost import measure_cost
+from packhorse.backends.torch.int8 import quantize
 from packhorse.backends.torch.layouts import Layout, Packed, Padded
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
-from packhorse.backends.torch.weights import load_weights, max_positions
+from packhorse.backends.torch.weights import base_precision, load_weights, max_positions
 from packhorse.backends.torch.workers import PendingValues, Values, Workers
 from packhorse.data import Batch, Float32s, Int64s, LoadRequest, Tokens
 from packhorse.devices.gemm import DTYPES
 from packhorse.errors import BatchRefusedError, ModelError
 from packhorse.packing import attention as packed_attention
 from packhorse.packing.heads import READS, Reads
-from packhorse.packing.pack import make_pack
 from packhorse.packing.prepack import is_available, prepack
 from packhorse.packing.probe import TOLERANCE, error, probe_rows
 
 # Largest difference between a row alone and in a padded batch, as a share of the largest value.
 PARITY = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
+CALIBRATION_ROWS, CALIBRATION_TOKENS = 16, 8_192  # rows a forward, tokens in all
 TRIAL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, BatchRefusedError)
 
 
 class TorchModel:
     def __init__(self, request: LoadRequest) -> None:
-        """Raises ModelError, or UsageError where the attention asked for is not available here."""
-        self.device, self._precision = request.device, request.precision
+        """Raises ModelError, or UsageError where what was asked for is not available here."""
+        self.device = request.device
         self.notes: tuple[str, ...] = ()
         self.is_packed = False
         check_attention(request.attention, request.device)
-        self._model = _on_device(request)
+        self._base = base_precision(request.precision, request.device)
+        self._model = _on_device(request, DTYPES[self._base])
         self.max_length = max_positions(self._model)
         self.reduction = dataclasses.replace(request.reduction)
         self._reducer = Reducer(request.reduction, request.device)
         self._workers = Workers(request.device, request.workers, request.threads)
         self.in_flight = max(3, request.workers + 1)
         self.attention = request.attention if ":" in request.attention else self._model.config._attn_implementation
-        self._layout: Layout = Padded(self._model, self._reducer, request.device, self.attention)
+        self._padded = Padded(self._model, self._reducer, request.device, self.attention)
+        self._layout: Layout = self._padded
         try:
             with quiet():
                 self._try_out(request)
@@ -64,28 +66,26 @@ class TorchModel:
 
     def close(self) -> None:
         self._workers.close()
-        del self._model, self._layout
+        del self._model, self._layout, self._padded
 
     # -- what this model can do
 
     def _try_out(self, request: LoadRequest) -> None:
         """Finds the fastest layout that gives each row the output that it has alone."""
-        plain = self._layout
         first_two = Batch(request.trial.take(np.array([0, 1])))
-        self.cost = measure_cost(self._model, request.description, plain.inputs(first_two)["input_ids"])  # type: ignore[attr-defined]
+        self.cost = measure_cost(self._model, request.description, self._padded.inputs(first_two)["input_ids"])
         self.pads_safely = self._pads_safely(request)
-        wants_packing = request.attention in ("auto", "packed", *FLASH_PACKAGES)
         rows = probe_rows(request.trial, request.rows, _least(request.description.max_length, self.max_length))
         alone = self._alone(rows)
-        if wants_packing and self._pack(request, rows, alone):
-            return
-        self._layout = plain
-        if request.attention == "packed":
+        if request.attention in ("auto", "packed", *FLASH_PACKAGES):
+            self._pack(request, rows, alone)
+        if request.attention == "packed" and not self.is_packed:
             raise ModelError(f"{request.description.folder}: --attention packed: {self.notes[-1]}; leave it out")
-        self._prepack(lambda: self._model(**plain.inputs(first_two)), rows, alone, request.trial.num_rows)  # type: ignore[attr-defined]
+        if request.device == "cpu":
+            self._speed_up_layers(request, first_two, rows, alone)
 
-    def _pack(self, request: LoadRequest, rows: Tokens, alone: Float32s) -> bool:
-        """Whether packing is right for this model; if so it is in place."""
+    def _pack(self, request: LoadRequest, rows: Tokens, alone: Float32s) -> None:
+        """Packed, if that is right for this model; else a note why not."""
         packed_attention.register()
         before = self._model.config._attn_implementation
         kernel = request.attention if request.attention in FLASH_PACKAGES else "auto"
@@ -97,14 +97,9 @@ class TorchModel:
         if isinstance(found, str):
             self._model.set_attn_implementation(before)
             self.notes += (f"padded: {found}",)
-            return False
-        self._layout = found
-        self.is_packed = True
+            return
+        self._layout, self.is_packed = found, True
         self.attention = "packed" if kernel == "auto" else kernel
-        lengths = np.array([2], np.int64)
-        ids = {"input_ids": torch.zeros(1, 2, dtype=torch.long), "pack": make_pack(lengths, self.device)}
-        self._prepack(lambda: self._model.base_model(**ids), rows, alone, request.trial.num_rows)
-        return True
 
     def _find_packed(self, rows: Tokens, alone: Float32s, kernel: str) -> Packed | str:
         """The packed layout whose values are those of each row alone, or why there is none."""
@@ -113,23 +108,44 @@ class TorchModel:
         for reads in candidates:
             layout = Packed(self._model, self._reducer, self.device, reads, kernel)
             errors.append(error(alone, self._workers.submit(layout, Batch(rows)).numpy()))
-            if errors[-1] <= TOLERANCE[self._precision]:
+            if errors[-1] <= TOLERANCE[self._base]:
                 return layout
         return f"packed, rows differ from each row alone by {min(errors):.2g} of their spread"
 
-    def _prepack(self, run: Callable[[], object], rows: Tokens, alone: Float32s, num_trial: int) -> None:
-        """On a CPU: the linear layers in oneDNN's order, if the values stay what they are."""
-        if self.device != "cpu" or not is_available(DTYPES[self._precision]):
-            return
-        undo = prepack(self._model.base_model, run)
-        if self.is_packed:
-            difference = error(alone, self.forward(Batch(rows)).numpy())
+    def _speed_up_layers(self, request: LoadRequest, first_two: Batch, rows: Tokens, alone: Float32s) -> None:
+        """On a CPU: the linear layers in oneDNN's order, or in int8, if the values stay what they are."""
+        body = self._model.base_model
+
+        def short() -> None:
+            self._layout(first_two)
+
+        if request.precision == "int8":
+            undo = quantize(body, short, lambda: self._calibrate(request), DTYPES[self._base])
+        elif is_available(DTYPES[self._base]):
+            undo = prepack(body, short)
         else:
-            short = rows.take(np.arange(num_trial))
-            difference = error(alone[:num_trial], self._alone(short))
-        if difference > TOLERANCE[self._precision]:
+            return
+        difference = self._difference(rows, alone, request.trial.num_rows)
+        if difference > TOLERANCE[request.precision]:
             undo()
+            if request.precision == "int8":
+                raise ModelError(
+                    f"{request.description.folder}: int8 differs from {self._base} by {difference:.2g} of the spread"
+                )
             self.notes += (f"torch's own linear layers: oneDNN's differ by {difference:.2g} of the rows' spread",)
+
+    def _calibrate(self, request: LoadRequest) -> None:
+        """Runs rows of the job in this thread, for whoever watches the layers."""
+        rows = request.rows if request.rows.num_rows else request.trial
+        every = max(int(rows.offsets[-1]) // CALIBRATION_TOKENS, 1)
+        for first in range(0, rows.num_rows, every * CALIBRATION_ROWS):
+            chosen = np.arange(first, min(first + every * CALIBRATION_ROWS, rows.num_rows), every)
+            self._layout(Batch(rows.take(chosen)))
+
+    def _difference(self, rows: Tokens, alone: Float32s, num_trial: int) -> float:
+        if self.is_packed:
+            return error(alone, self.forward(Batch(rows)).numpy())
+        return error(alone[:num_trial], self._alone(rows.take(np.arange(num_trial))))
 
     def _pads_safely(self, request: LoadRequest) -> bool:
         """Whether rows of different lengths in one padded batch have the outputs that they have alone.
@@ -147,7 +163,7 @@ class TorchModel:
                 raise
             return False
         scale = max(float(np.abs(alone).max()), 1e-6)
-        return bool(np.abs(together - alone).max() <= PARITY[self._precision] * scale)
+        return bool(np.abs(together - alone).max() <= PARITY[self._base] * scale)
 
     def _alone(self, rows: Tokens) -> Float32s:
         """[n, width] each row by itself, as transformers computes it."""
@@ -155,10 +171,9 @@ class TorchModel:
         return np.concatenate([output.numpy() for output in outputs])
 
 
-def _on_device(request: LoadRequest) -> Any:
+def _on_device(request: LoadRequest, dtype: torch.dtype) -> Any:
     if request.device.startswith("cuda"):
         torch.cuda.set_device(request.device)
-    dtype = DTYPES[request.precision]
     try:
         return load_weights(request.description, request.reduction, dtype, implementation(request)).to(request.device)
     except torch.OutOfMemoryError as failure:

@@ -9,7 +9,8 @@ from torch import nn
 
 from packhorse.backends.torch.quiet import quiet
 from packhorse.data import ModelDescription, Reduction
-from packhorse.errors import ModelError
+from packhorse.devices.host import cpu_precisions
+from packhorse.errors import ModelError, UsageError
 from packhorse.packing.heads import position_table
 
 
@@ -42,6 +43,15 @@ def load_weights(
             f"{description.folder}: {model.config.num_labels} labels in the model, {reduction.width} in its config"
         )
     return model.eval()
+
+
+def base_precision(precision: str, device: str) -> str:
+    """What the weights are loaded in: for int8 the type in which all but the linear layers stay. Raises UsageError."""
+    if precision != "int8":
+        return precision
+    if device != "cpu":
+        raise UsageError(f"--precision int8: backend torch has it on cpu alone for now, the device is {device}")
+    return "bf16" if "bf16" in cpu_precisions() else "fp32"
 
 
 def pad_id(config: Any) -> int:
