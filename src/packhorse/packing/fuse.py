@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from packhorse.packing.linear import is_available
 from packhorse.packing.pack import make_pack
-from packhorse.packing.prepack import is_available, prepack
+from packhorse.packing.prepack import prepack
 
 Run = Callable[[dict[str, Any]], Any]
 

@@ -23,7 +23,7 @@ class Run(NamedTuple):
 class Pack:
     """The boundaries of n rows in a sequence of T tokens."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...]  # none on CUDA, whose kernels read cu_seqlens
     lengths: torch.Tensor  # [n] int64, on the device
     cu_seqlens: torch.Tensor  # [n + 1] int32, on the device
     max_seqlen: int
@@ -65,17 +65,21 @@ class Pack:
 def make_pack(lengths: Int64s, device: Any, kernel: str = "auto") -> Pack:
     """lengths: [n] tokens of each row, in the order in which the rows stand."""
     offsets = offsets_of(lengths)
-    firsts = np.flatnonzero(np.diff(lengths, prepend=-1))
-    counts = np.diff(np.append(firsts, len(lengths)))
-    runs = [Run(int(offsets[f]), int(n), int(lengths[f])) for f, n in zip(firsts, counts, strict=True)]
+    is_cuda = torch.device(device).type == "cuda"
     on_device = {"device": device, "non_blocking": True}
     return Pack(
-        tuple(runs),
+        () if is_cuda else _runs(lengths, offsets),
         torch.from_numpy(np.ascontiguousarray(lengths, np.int64)).to(**on_device),
         torch.from_numpy(offsets.astype(np.int32)).to(**on_device),
         int(lengths.max(initial=0)),
         kernel,
     )
+
+
+def _runs(lengths: Int64s, offsets: Int64s) -> tuple[Run, ...]:
+    firsts = np.flatnonzero(np.diff(lengths, prepend=-1))
+    counts = np.diff(np.append(firsts, len(lengths)))
+    return tuple(Run(int(offsets[f]), int(n), int(lengths[f])) for f, n in zip(firsts, counts, strict=True))
 
 
 def pack_of_mask(mask: torch.Tensor) -> Pack:

@@ -1,9 +1,4 @@
-"""Linear layers in oneDNN's own weight order, for CPUs: no compile, no export.
-
-torch's fp32 product knows only some processors, and in bf16 it reorders a weight at every call. oneDNN's linear with a
-weight that was reordered once runs at up to twice that rate, and computes an activation that follows on the way.
-The operators are those that torch's compiler emits after freezing (torch/_inductor/fx_passes/mkldnn_fusion.py).
-"""
+"""A body's linear layers as oneDNN's (see linear.py), with what follows them computed on the way."""
 
 from __future__ import annotations
 
@@ -13,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from packhorse.packing.linear import PrepackedLinear
+from packhorse.packing.residual import add_norms
+
 MIN_WEIGHTS = 64 * 64  # smaller layers gain nothing
-TYPICAL_TOKENS = 1_024  # the layout is chosen for products of about so many rows
 
 # What oneDNN computes on the way, by the activation's result: name, algorithm.
 FUSIBLE: dict[tuple[str, str], Callable[[torch.Tensor], torch.Tensor]] = {
@@ -26,38 +23,8 @@ FUSIBLE: dict[tuple[str, str], Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-class PrepackedLinear(nn.Module):
-    """x [..., in] -> activation(x W^T + b) [..., out]."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """weight: [out, in]. Raises RuntimeError or AttributeError where oneDNN has no such product."""
-        super().__init__()
-        self.weight_count = weight.numel()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), TYPICAL_TOKENS)
-        self._bias = None if bias is None else bias.detach()
-        self._post = "none", ""
-
-    def fuse(self, name: str, algorithm: str) -> None:
-        """The activation is computed on the way from now on."""
-        self._post = name, algorithm
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        name, algorithm = self._post
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, name, [], algorithm)
-        return out
-
-
-def is_available(dtype: torch.dtype) -> bool:
-    """Whether this torch and this processor have the operators for that type."""
-    try:
-        layer = PrepackedLinear(torch.ones(64, 64, dtype=dtype), None)
-        return bool(torch.allclose(layer(torch.ones(2, 64, dtype=dtype)).float(), torch.tensor(64.0)))
-    except (RuntimeError, AttributeError):  # internal operators: other versions and processors may lack them
-        return False
-
-
 def prepack(body: nn.Module, run: Callable[[], object]) -> Callable[[], None]:
-    """Replaces the body's linear layers and fuses the activations that follow them. Returns what puts them back.
+    """Replaces the body's linear layers and fuses what follows them. Returns what puts them back.
 
     run: a forward of the body, watched to see which activation takes which layer's output and nothing else.
     """
@@ -67,7 +34,7 @@ def prepack(body: nn.Module, run: Callable[[], object]) -> Callable[[], None]:
         weight = weight_of(layer)
         if weight is not None:
             made[layer] = PrepackedLinear(weight, layer.bias)  # type: ignore[arg-type]
-    return replace(body, {**made, **_fuse(pairs, made)})
+    return replace(body, {**made, **add_norms(body, made), **_fuse(pairs, made)})
 
 
 def replace(body: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> Callable[[], None]:

@@ -21,7 +21,8 @@ from packhorse.devices.gemm import DTYPES
 from packhorse.errors import BatchRefusedError, ModelError
 from packhorse.packing import attention as packed_attention
 from packhorse.packing.heads import READS, Reads
-from packhorse.packing.prepack import is_available, prepack
+from packhorse.packing.linear import is_available
+from packhorse.packing.prepack import prepack
 from packhorse.packing.probe import TOLERANCE, error, probe_rows
 
 # Largest difference between a row alone and in a padded batch, as a share of the largest value.
