@@ -15,6 +15,7 @@ from packhorse.config import EngineConfig, Plan
 from packhorse.data import Batch, BatchPlan, Float32s, Int64s, Tokens
 from packhorse.loading import Loader
 from packhorse.stages import Output
+from packhorse.tuning.precision import Choice
 
 SAMPLE_ROWS = 1_024  # texts that a backend may see when it loads, for calibration: as many as a run shows it
 
@@ -29,7 +30,7 @@ class BareEngine:
         )
         self._loader = Loader(settings)
         self._loader.see(list(texts[:SAMPLE_ROWS]), None)
-        self.plan: Plan = self._loader.plan(precision, (), "text", None)
+        self.plan: Plan = self._loader.plan(Choice(precision), "text", None)
         self._stages = self._loader.stages(self.plan, keep=[])
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:

@@ -45,7 +45,8 @@ class Engine:
         self.settings = settings
         self._loader = Loader(settings)
         self._stages: Stages | None = None
-        self._is_precision_open = settings.precision == "auto" and not settings.exact
+        wants_rows = settings.precision in ("auto", "int8", "fp8") or settings.tokenizer == "auto"
+        self._is_open = wants_rows and not settings.exact
         self._plan = self._decide([], None)
 
     @property
@@ -71,7 +72,7 @@ class Engine:
         if pairs is not None and len(pairs) != len(texts):
             raise UsageError(f"{len(texts)} texts and {len(pairs)} pairs: there must be as many")
         rows = _rows(texts, pairs)
-        self._decide_precision(rows)
+        self._decide_anew(rows)
         return predict(rows, self._ready(pairs is not None), Budget(self._plan.max_batch_tokens, self._plan.batch_size))
 
     def embed(self, texts: Sequence[str | None]) -> Float32s:
@@ -129,15 +130,16 @@ class Engine:
 
     def _decide(self, texts: list[str | None], pairs: list[str | None] | None) -> Plan:
         self._loader.see(texts, pairs)
-        return self._loader.plan(self._loader.choose_precision(len(texts)), TEXT, None)
+        is_judged = self.settings.precision == "auto" or self.settings.tolerance is not None
+        return self._loader.plan(self._loader.choose_precision(len(texts) if is_judged else 0), TEXT, None)
 
-    def _decide_precision(self, rows: ShardRows) -> None:
-        """The precision was left open for want of rows; now there may be enough."""
-        if self._is_precision_open and rows.table.num_rows >= MIN_JOB_ROWS:
+    def _decide_anew(self, rows: ShardRows) -> None:
+        """Precision, tokenizer and the scales of int8 were left open for want of rows; now there may be enough."""
+        if self._is_open and rows.table.num_rows >= MIN_JOB_ROWS:
             texts = [column_texts(rows.table[name], rows.errors) for name in rows.table.column_names]
             self._drop_stages()
             self._plan = self._decide(texts[0], texts[1] if len(texts) > 1 else None)
-            self._is_precision_open = False
+            self._is_open = False
 
     def _ready(self, has_pairs: bool) -> Stages:
         if self._stages is None or (self._stages.pair_column is not None) != has_pairs:

@@ -67,6 +67,8 @@ class Loader:
 
     def see(self, texts: list[str | None], pairs: list[str | None] | None) -> None:
         """Texts of the job: what precision, packing and calibration are tried on."""
+        for precision in {"int8", "fp8"} & set(self._models):  # their scales are those of other rows
+            self._models.pop(precision).close()
         limits = [n for n in (self.settings.max_length, self.description.max_length) if n]
         tokenizer = self.tokenizer(min(limits, default=UNKNOWN_MAX_LENGTH), pairs is not None)
         tokens = tokenizer.tokenize(texts, pairs).tokens

@@ -131,8 +131,10 @@ def prepare(rows: ShardRows, stages: Stages, budget: Budget) -> Prepared:
 
 def _plan(lengths: Int64s, stages: Stages, budget: Budget) -> BatchPlan:
     """Within the budget; few rows are shared out evenly, so that no worker is without any."""
-    share = -(-int(lengths.sum()) // stages.workers)
-    return stages.planner(lengths, max(min(budget.max_batch_tokens, share), 1), budget.batch_size)
+    tokens = budget.max_batch_tokens
+    if stages.workers > 1:
+        tokens = max(min(tokens, -(-int(lengths.sum()) // stages.workers)), 1)
+    return stages.planner(lengths, tokens, budget.batch_size)
 
 
 def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatch) -> Forwarded:

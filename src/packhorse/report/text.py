@@ -69,6 +69,7 @@ def summary_lines(report: RunReport) -> list[str]:
         ("errors", f"{c.error_rows:,} rows" + (f": {kinds}" if kinds else "")),
         ("truncated", f"{c.truncated_rows:,} rows cut, {c.truncated_tokens:,} tokens lost"),
         ("duplicates", f"{c.duplicate_rows:,} rows collapsed"),
+        *(("note", note) for note in sorted(c.notes)),
     ]
     if here.rows:
         resumed = f" ({report.rows - here.rows:,} rows were done before)" if report.rows != here.rows else ""
