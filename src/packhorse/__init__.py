@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from packhorse.api import load, run, verify
     from packhorse.engine import Engine
     from packhorse.errors import PackhorseError
+    from packhorse.exporting import Exported, export
     from packhorse.metrics import RunReport
     from packhorse.packing.unpad import restore, unpad
     from packhorse.verification import Verification
@@ -30,6 +31,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load": "api",
+    "export": "exporting",
+    "Exported": "exporting",
     "restore": "packing.unpad",
     "unpad": "packing.unpad",
     "run": "api",
@@ -42,9 +45,11 @@ _HOMES = {
 
 __all__ = [
     "Engine",
+    "Exported",
     "PackhorseError",
     "RunReport",
     "Verification",
+    "export",
     "load",
     "restore",
     "run",

@@ -132,6 +132,34 @@ def run(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or its id on the hub.")],
+    folder: Annotated[str, typer.Argument(help="A new or empty folder.")],
+    backend: Annotated[Literal["onnx", "openvino"], Flag(help="What the folder is for.")] = "onnx",
+    precision: Annotated[Literal["fp32", "fp16", "bf16", "int8"], Flag(help="Of the written weights.")] = "fp32",
+    calibration: Annotated[
+        str | None, Flag(help="Parquet or JSONL whose first 1,024 rows set the scales of int8.")
+    ] = None,
+    text_column: Annotated[str | None, Flag(help="Column with the text of --calibration.")] = None,
+    task: Annotated[
+        Literal["auto", "text-classification", "feature-extraction"], Flag(help="Read from the model by default.")
+    ] = "auto",
+    provider: Annotated[str, Flag(help="ONNX Runtime's execution provider that the graph is meant for.")] = "auto",
+    revision: Annotated[str | None, Flag(help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Writes MODEL as a folder that ONNX Runtime or OpenVINO runs as it stands: `packhorse run FOLDER ...`."""
+    settings = dict(locals())
+    _set_up_process()
+    from packhorse import exporting
+
+    done = exporting.export(settings.pop("model"), settings.pop("folder"), **settings)
+    typer.echo(
+        f"{done.folder}: {done.backend}, {done.precision}, {done.num_bytes / 2**20:,.0f} MiB, written in "
+        f"{done.seconds:.0f} s"
+    )
+
+
+@app.command()
 def verify(
     output: Annotated[str, typer.Argument(help="Output of an earlier run: its folder or file.")],
 ) -> None:

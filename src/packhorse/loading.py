@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,11 @@ class Loader:
         if settings.precision not in ("auto", *self._backend.PRECISIONS):
             legal = ", ".join(self._backend.PRECISIONS)
             raise UsageError(f"--precision {settings.precision}: backend {self._backend_name} has {legal}")
+        self._own_precision: str | None = self._backend.own_precision(self.description, settings)
+        if self._own_precision and settings.precision not in ("auto", self._own_precision):
+            raise UsageError(
+                f"--precision {settings.precision}: the weights in {self.description.folder} are {self._own_precision}"
+            )
         if self._backend.NEEDS_WEIGHTS:
             check_weights(self.description.folder)
         self.task = make_task(self.description, settings)
@@ -93,6 +99,11 @@ class Loader:
             workers=self.workers, threads=self.threads, trial=self._trial(), rows=self._rows,
             attention=s.attention, provider=s.provider, onnx_file=s.onnx_file, model_key=lambda: self._model_key,
         )  # fmt: skip
+
+    def export(self, folder: Path) -> None:
+        """Writes the model for the backend, at the precision of the settings. Raises ModelError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._backend.export(self.request(self.settings.precision), folder)
 
     def tokenizer(self, max_length: int | None, has_pairs: bool, package: str = "hf") -> FastTokenizer:
         backend, takes_type_ids, truncation_side = self._parts()
@@ -202,6 +213,8 @@ class Loader:
     def choose_precision(self, job_rows: float) -> Choice:
         """The precision and why. For auto, in a job of enough rows, the lower one has to agree with fp32 on the rows
         that were seen."""
+        if self._own_precision:
+            return Choice(self._own_precision, (f"{self._own_precision}: the folder's own graph has these weights",))
         choice = choose_precision(
             self.settings, self.device, self._backend.supported_precisions(self.device), job_rows, self._rows,
             self.model, lambda precision: self._backend.default_batch_tokens(self.device, precision),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from packhorse.data import BatchPlan
 LENGTHS = st.lists(st.integers(1, 40), max_size=60)
 BUDGET = st.integers(1, 200)
 BATCH_SIZE = st.none() | st.integers(1, 20)
-POLICIES = ("padded", "fixed")
+POLICIES = ("packed", "padded", "fixed")
 
 
 def plan(policy: str, lengths: list[int], budget: int, batch_size: int | None) -> BatchPlan:
@@ -76,10 +78,36 @@ def test_padded_leaves_no_room_for_one_more_row(lengths: list[int], budget: int,
 
 
 @given(LENGTHS, BUDGET, BATCH_SIZE)
-def test_padded_takes_the_longest_first_and_equals_in_input_order(
+def test_packed_keeps_the_budget_of_real_tokens_or_runs_one_row(
     lengths: list[int], budget: int, batch_size: int | None
 ) -> None:
-    order = plan("padded", lengths, budget, batch_size).order.tolist()
+    for batch in batches(plan("packed", lengths, budget, batch_size)):
+        assert len(batch) == 1 or sum(lengths[row] for row in batch) <= budget
+
+
+@given(LENGTHS, BUDGET, BATCH_SIZE)
+def test_packed_leaves_no_room_for_one_more_row(lengths: list[int], budget: int, batch_size: int | None) -> None:
+    made = batches(plan("packed", lengths, budget, batch_size))
+    for batch, following in pairwise(made):
+        tokens = sum(lengths[row] for row in [*batch, following[0]])
+        assert tokens > budget or len(batch) == batch_size
+
+
+def test_packed_runs_a_row_longer_than_the_budget_alone() -> None:
+    assert batches(plan("packed", [3, 50, 4, 3], 10, None)) == [[1], [2, 0, 3]]
+
+
+def test_packed_counts_no_padding() -> None:
+    assert batches(plan("packed", [9, 1, 1, 1], 12, None)) == [[0, 1, 2, 3]]
+    assert len(batches(plan("padded", [9, 1, 1, 1], 12, None))) == 2
+
+
+@pytest.mark.parametrize("policy", ["packed", "padded"])
+@given(LENGTHS, BUDGET, BATCH_SIZE)
+def test_the_longest_come_first_and_equals_in_input_order(
+    policy: str, lengths: list[int], budget: int, batch_size: int | None
+) -> None:
+    order = plan(policy, lengths, budget, batch_size).order.tolist()
     assert order == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
 
 

@@ -15,7 +15,7 @@ from packhorse.config import EngineConfig, RunConfig
 from tests.models import save_null_model
 
 NAMES = [
-    "Engine", "PackhorseError", "RunReport", "Verification", "load", "restore", "run", "unpad",
+    "Engine", "Exported", "PackhorseError", "RunReport", "Verification", "export", "load", "restore", "run", "unpad",
     "verify",
 ]  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_flags_of_run() -> None:
 
 
 def test_commands() -> None:
-    assert sorted(_commands()) == ["run", "verify"]
+    assert sorted(_commands()) == ["export", "run", "verify"]
     assert _flags("verify") == []
 
 

@@ -1,6 +1,7 @@
 """Stage 4, forward: a backend is one file or folder here, found by its name, with
 
 - `PRECISIONS`, all it can load at all, and `NEEDS_WEIGHTS`, whether the folder must hold safetensors;
+- `own_precision(description, settings)`, of a folder's own graph that has another than fp32, else None;
 - `choose_device(settings)`, `supported_precisions(device)`, those the device has instructions for, fp32 first;
 - `default_batch_tokens(device, precision)`, `num_workers(device, cores)`, forwards at the same time;
 - `load_tokenizer(description) -> TokenizerParts`;

@@ -21,6 +21,10 @@ def choose_device(settings: EngineConfig) -> str:
     return "cpu"
 
 
+def own_precision(description: ModelDescription, settings: EngineConfig) -> str | None:
+    return None
+
+
 def supported_precisions(device: str) -> tuple[str, ...]:
     return ("fp32",)
 

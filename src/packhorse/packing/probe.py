@@ -9,7 +9,7 @@ from packhorse.data import Float32s, Int64s, Tokens, offsets_of
 # Longest of the rows made up for the probe: beyond the sliding windows that encoders have (ModernBERT: 64 each side).
 LONG_ROWS = (300, 140)
 JOB_ROWS = 8
-MAX_TOKENS = 2_048
+MAX_TOKENS = 1_024
 # Largest error as a share of how much rows differ from each other. Attention that looks across rows gives 0.3 and more.
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
 

@@ -37,6 +37,10 @@ def choose_device(settings: EngineConfig) -> str:
     return devices
 
 
+def own_precision(description: ModelDescription, settings: EngineConfig) -> str | None:
+    return None
+
+
 def supported_precisions(device: str) -> tuple[str, ...]:
     """Precisions the device has instructions for, fp32 first, the preferred faster one next."""
     import torch

@@ -62,7 +62,7 @@ def pool(hidden: torch.Tensor, lengths: torch.Tensor, mode: str, skip: int) -> t
 
     As sentence_transformers.models.Pooling does, except that `last` is the row's last token wherever padding is.
     """
-    rows = torch.arange(len(hidden), device=hidden.device)
+    rows = torch.arange(hidden.shape[0], device=hidden.device)  # len() would be a constant in an exported graph
     if mode == "last":
         return hidden[rows, lengths - 1].float()
     if mode == "cls":

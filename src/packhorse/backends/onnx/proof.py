@@ -1,0 +1,50 @@
+"""Whether a session's values are torch's, on rows of this job and longer ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from packhorse.backends.onnx.baked import OUTPUT
+from packhorse.backends.onnx.feeds import feeds, input_types
+from packhorse.backends.onnx.providers import Provider, open_session
+from packhorse.data import Batch, Float32s, LoadRequest, Tokens, offsets_of
+from packhorse.errors import ModelError
+from packhorse.packing.probe import TOLERANCE, error, probe_rows
+
+# One token, and as long as common models go: what a graph does with either shows only there.
+LENGTHS = (1, 512)
+
+
+def proof_rows(request: LoadRequest, max_length: int | None) -> Tokens:
+    """The trial, rows of the job, rows longer than sliding windows, a row of one token and one of 512."""
+    rows = probe_rows(request.trial, request.rows, max_length)
+    lengths = np.array([min(n, max_length or n) for n in LENGTHS])
+    where = np.concatenate([np.arange(n) % len(rows.ids) for n in lengths])
+    types = None if rows.type_ids is None else np.concatenate([rows.type_ids, rows.type_ids[where]])
+    return Tokens(
+        np.concatenate([rows.ids, rows.ids[where]]), offsets_of(np.concatenate([rows.lengths, lengths])), types
+    )
+
+
+def prove(path: Path, rows: Tokens, expected: Float32s, request: LoadRequest, provider: Provider, pad_id: int) -> None:
+    """expected: [n, width], torch's values of each row alone. Raises ModelError where the graph has others."""
+    session = open_session(path, provider, request.device, request.precision, request.threads)
+    types = input_types(session, path)
+    values = []
+    for row in range(rows.num_rows):
+        try:
+            outputs = session.run([OUTPUT], feeds(Batch(rows.take(np.array([row]))), types, pad_id))
+        except Exception as failure:
+            raise ModelError(
+                f"the exported graph fails on a row of {rows.lengths[row]} tokens: {str(failure).splitlines()[0]}"
+            ) from failure
+        values.append(outputs[0])
+    is_defined = np.isfinite(expected).all(1)  # of a row that is all prompt, pooling leaves nothing
+    difference = error(expected[is_defined], np.concatenate(values)[is_defined])
+    if not difference <= TOLERANCE["fp32"]:
+        raise ModelError(
+            f"the exported graph differs from torch by {difference:.2g} of the spread of {rows.num_rows} rows "
+            f"(allowed {TOLERANCE['fp32']:g})"
+        )
