@@ -62,11 +62,9 @@ def pool(hidden: torch.Tensor, lengths: torch.Tensor, mode: str, skip: int) -> t
 
     As sentence_transformers.models.Pooling does, except that `last` is the row's last token wherever padding is.
     """
-    rows = torch.arange(hidden.shape[0], device=hidden.device)  # len() would be a constant in an exported graph
-    if mode == "last":
-        return hidden[rows, lengths - 1].float()
-    if mode == "cls":
-        return hidden[rows, torch.where(lengths > skip, skip, 0)].float()
+    if mode in ("last", "cls"):  # gathered: indexing by row numbers would fix their number in an exported graph
+        place = lengths - 1 if mode == "last" else torch.where(lengths > skip, skip, 0)
+        return hidden.gather(1, place.view(-1, 1, 1).expand(-1, 1, hidden.shape[2])).squeeze(1).float()
     position = torch.arange(hidden.shape[1], device=hidden.device)
     is_pooled = ((position < lengths[:, None]) & (position >= skip)).unsqueeze(-1)
     if mode == "max":
