@@ -135,7 +135,8 @@ class Engine:
 
     def _decide_anew(self, rows: ShardRows) -> None:
         """Precision, tokenizer and the scales of int8 were left open for want of rows; now there may be enough."""
-        if self._is_open and rows.table.num_rows >= MIN_JOB_ROWS:
+        enough = 1 if self.settings.precision in ("int8", "fp8") else MIN_JOB_ROWS
+        if self._is_open and rows.table.num_rows >= enough:
             texts = [column_texts(rows.table[name], rows.errors) for name in rows.table.column_names]
             self._drop_stages()
             self._plan = self._decide(texts[0], texts[1] if len(texts) > 1 else None)

@@ -35,6 +35,7 @@ from packhorse.tuning.precision import Choice, choose_precision
 # Rows of three lengths; the middle one is a usual sentence.
 TRIAL = ("read a zip file", "read a zip file", "The plot is thin, but two hours go by in no time.", "good")
 TRIAL_TOKENS = 64
+ENOUGH_FOR_SCALES = 64  # rows
 UNKNOWN_MAX_LENGTH = 512  # for rows that are only tried on
 PROOF_ROWS = 1_024  # of the job, for tokenizers
 NO_ROWS = Tokens(np.empty(0, np.int32), np.zeros(1, np.int64))
@@ -184,6 +185,8 @@ class Loader:
         batching = _batching(s.batching, model)
         tokenizer = self._choose_tokenizer("hf" if s.exact else s.tokenizer)
         notes = choice.notes + model.notes + tokenizer.notes
+        if precision == "int8" and not self._own_precision and self._rows.num_rows < ENOUGH_FOR_SCALES:
+            notes += (f"int8: its scales come from {self._rows.num_rows} rows only",)
         if batching == "equal":
             notes += ("this model's outputs change with padding, so only rows of equal length run together",)
         return Plan(
@@ -268,6 +271,8 @@ def _batching(asked: str, model: LoadedModel) -> str:
     """The policy: what was asked for, as far as the model's outputs stay those of each row alone."""
     if model.is_packed:
         return "packed" if asked == "auto" else asked
+    if asked == "packed":
+        raise UsageError(f"--batching packed: this model runs padded ({'; '.join(model.notes)}); leave it out")
     if not model.pads_safely:
         return "equal"
     return "padded" if asked == "auto" else asked

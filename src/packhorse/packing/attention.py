@@ -56,6 +56,7 @@ def packed_attention(
     """
     if pack is None:
         raise PackingError(f"{type(module).__name__} does not hand the rows' boundaries on to attention")
+    pack.attended.append(type(module).__name__)
     unknown = [name for name in UNKNOWN if others.get(name) is not None]
     if unknown or attention_mask is not None:
         raise PackingError(f"{type(module).__name__} uses {', '.join(unknown) or 'a mask'} in its attention")

@@ -26,6 +26,10 @@ class FusedBody:
         self._made: Any = None
         self._made_of: tuple[tuple[int, int], ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedBody:
+        """Without what was made: oneDNN's tensors cannot be copied."""
+        return FusedBody(copy.deepcopy(self._body, memo))
+
     def run_or(self, plain: Run) -> Run:
         """The fused body's call; the plain one where gradients are wanted, which the fused operators have none of."""
         if torch.is_grad_enabled() and any(p.requires_grad for p in self._body.parameters()):

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+from packhorse.packing.attention import PackingError
 from packhorse.packing.pack import Pack
 
-Reads = Literal["first", "last", "all"]
-READS: tuple[Reads, ...] = ("first", "last", "all")
+# What a head reads of each row; last_text: its last token that is not the model's padding token.
+Reads = Literal["first", "last", "last_text", "all"]
+READS: tuple[Reads, ...] = ("first", "last", "last_text", "all")
 
 
 class PackedModel:
@@ -38,17 +40,30 @@ class PackedModel:
             inputs["token_type_ids"] = type_ids[None]
         if "use_cache" in self._takes:
             inputs["use_cache"] = False
-        return self._body(**inputs)[0][0]
+        hidden = self._body(**inputs)[0][0]
+        if not pack.attended:
+            raise PackingError(f"{type(self._body).__name__} does not use transformers' AttentionInterface")
+        return hidden
 
-    def head(self, hidden: torch.Tensor, pack: Pack) -> Any:
+    def head(self, hidden: torch.Tensor, pack: Pack, ids: torch.Tensor) -> Any:
         """The output of the model's own forward, whose body now only hands on the hidden states [T, H]."""
         if self._head is None:
             raise TypeError("a model without a head has none to call")
         if self._reads == "all":
             padded, mask = pad_hidden(hidden, pack)
             return self._head(inputs_embeds=padded, attention_mask=mask)
-        where = pack.starts if self._reads == "first" else pack.ends
-        return self._head(inputs_embeds=hidden[where].unsqueeze(1))
+        return self._head(inputs_embeds=hidden[self._places(pack, ids)].unsqueeze(1))
+
+    def _places(self, pack: Pack, ids: torch.Tensor) -> torch.Tensor:
+        """[n] the token of each row that the head reads."""
+        if self._reads == "first":
+            return pack.starts
+        if self._reads == "last":
+            return pack.ends
+        here = torch.arange(len(ids), device=ids.device)
+        row = torch.arange(len(pack.lengths), device=ids.device).repeat_interleave(pack.lengths)
+        is_text = (ids != self._model.config.pad_token_id).long()
+        return pack.starts.scatter_reduce(0, row, here * is_text, "amax")
 
 
 def pad_hidden(hidden: torch.Tensor, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:

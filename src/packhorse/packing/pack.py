@@ -31,6 +31,7 @@ class Pack:
     where: torch.Tensor | None = None  # [T] each token's place in the padded batch [B * S] that it comes from
     mask_shape: tuple[int, int] | None = None  # [B, S] of that batch
     masks: dict[tuple[int, int | None, bool], torch.Tensor] = field(default_factory=dict)  # made once for all layers
+    attended: list[str] = field(default_factory=list)  # who called the attention function
 
     @property
     def starts(self) -> torch.Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from packhorse.packing.linear import PrepackedLinear
 from packhorse.packing.residual import add_norms
@@ -78,14 +80,39 @@ def activations_after(body: nn.Module, run: Callable[[], object]) -> dict[nn.Mod
         elif len(args) == 1 and isinstance(args[0], torch.Tensor):
             found.setdefault(module, []).append(made[id(args[0])][1] if id(args[0]) in made else None)
 
+    uses: dict[int, int] = {}
+
+    class Uses(TorchFunctionMode):
+        """Counts what takes a layer's output beside the modules that are watched."""
+
+        inside = 0
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if not self.inside and getattr(function, "__name__", "") != "__get__":
+                for value in tree_leaves((args, kwargs or {})):
+                    if id(value) in made:
+                        uses[id(value)] = uses.get(id(value), 0) + 1
+            return function(*args, **(kwargs or {}))
+
+    mode = Uses()
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        mode.inside += not any(True for _ in module.parameters())
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        mode.inside -= not any(True for _ in module.parameters())
+        after(module, args, output)
+
     leaves = [m for m in body.modules() if not any(True for _ in m.children())]
-    handles = [m.register_forward_hook(after) for m in leaves]
+    handles = [h for m in leaves for h in (m.register_forward_pre_hook(before), m.register_forward_hook(leave))]
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), mode:
             run()
     finally:
         for handle in handles:
             handle.remove()
+    shared = {made[i][1] for i in uses}
+    found = {m: [None if layer in shared else layer for layer in layers] for m, layers in found.items()}
     return {m: layers for m, layers in found.items() if not any(True for _ in m.parameters())}
 
 

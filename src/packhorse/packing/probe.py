@@ -14,14 +14,18 @@ MAX_TOKENS = 1_024
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
 
 
-def probe_rows(trial: Tokens, rows: Tokens, max_length: int | None) -> Tokens:
-    """The trial's short rows, some of this job, and two long ones made of the trial's tokens."""
+def probe_rows(trial: Tokens, rows: Tokens, max_length: int | None, pad_id: int | None = None) -> Tokens:
+    """The trial's short rows, two long ones made of its tokens, some of this job, and one that ends in padding.
+
+    A text may end in the padding token, by its name or because that is the end token too, and heads that read a row's
+    last token then read the one before.
+    """
     long_rows = [_repeated(trial, min(length, max_length or length)) for length in LONG_ROWS]
     count = min(rows.num_rows, JOB_ROWS)
     chosen = np.linspace(0, rows.num_rows - 1, count).astype(np.int64) if count else np.empty(0, np.int64)
     budget = MAX_TOKENS - int(trial.offsets[-1]) - sum(t.num_rows and int(t.offsets[-1]) for t in long_rows)
     chosen = chosen[np.cumsum(rows.lengths[chosen]) <= budget]
-    return _concatenated([trial, *long_rows, rows.take(chosen)])
+    return _concatenated([trial, *long_rows, *_ending_in(pad_id, trial), rows.take(chosen)])
 
 
 def error(alone: Float32s, fast: Float32s) -> float:
@@ -40,6 +44,16 @@ def _repeated(trial: Tokens, length: int) -> Tokens:
     """One row of that many tokens."""
     type_ids = None if trial.type_ids is None else np.resize(trial.type_ids, length)
     return Tokens(np.resize(trial.ids, length), np.array([0, length], np.int64), type_ids)
+
+
+def _ending_in(pad_id: int | None, trial: Tokens) -> list[Tokens]:
+    """The trial's first row and a padding token; nothing for a model without one."""
+    if pad_id is None or pad_id < 0:
+        return []
+    first = trial.take(np.array([0]))
+    types = None if first.type_ids is None else np.append(first.type_ids, first.type_ids[-1:])
+    ids = np.append(first.ids, np.int32(pad_id))
+    return [Tokens(ids, np.array([0, len(ids)], np.int64), types)]
 
 
 def _concatenated(parts: list[Tokens]) -> Tokens:

@@ -15,12 +15,16 @@ CLOSE = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}
 
 
 class AddNorm(nn.Module):
-    def __init__(self, linear: PrepackedLinear, norm: nn.LayerNorm) -> None:
+    def __init__(self, linear: PrepackedLinear, norm: nn.LayerNorm, names: tuple[str, ...]) -> None:
         super().__init__()
+        self._names = names
         self.linear, self.norm = linear, norm
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """x [..., in], residual [..., out] -> [..., out]."""
+    def forward(self, *args: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        """x [..., in], residual [..., out] -> [..., out], by place or by the original's names."""
+        x, residual = (*args, *(named[name] for name in self._names[len(args) :]))
+        if residual.shape[:-1] != x.shape[:-1]:
+            return self.norm(self.linear(x) + residual)
         out: torch.Tensor = self.norm(self.linear.plus(x, residual))
         return out
 
@@ -33,7 +37,7 @@ def add_norms(body: nn.Module, made: Mapping[nn.Module, PrepackedLinear]) -> dic
         norms = [child for child in module.children() if type(child) is nn.LayerNorm]
         others = [c for c in module.children() if not isinstance(c, nn.Dropout | nn.LayerNorm) and c not in made]
         if len(linears) == 1 and len(norms) == 1 and not others and _takes_two(module):
-            block = AddNorm(made[linears[0]], norms[0])
+            block = AddNorm(made[linears[0]], norms[0], tuple(inspect.signature(module.forward).parameters))
             if _is_same(module, block, linears[0]):
                 found[module] = block
     return found

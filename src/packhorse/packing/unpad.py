@@ -88,7 +88,7 @@ class UnpaddedForward:
     def __init__(self, body: Any, fused: FusedBody | None) -> None:
         self._body, self._fused = body, fused
         self.replaced = body.__dict__.get("forward")
-        self.__signature__ = inspect.signature(body.forward)
+        self.__signature__ = inspect.signature(type(body).forward.__get__(body))
         self._configs = list({id(m.config): m.config for m in body.modules() if hasattr(m, "config")}.values())
         self._has_warned = False
 
@@ -121,7 +121,7 @@ class UnpaddedForward:
         if mask.ndim != 2 or mask.shape != tokens.shape[:2]:
             return None
         mask = mask.bool()
-        if self._fused is None and bool(mask.all()):
+        if not bool(mask.any()) or (self._fused is None and bool(mask.all())):
             return None
         if (
             inputs.get("position_ids") is None
@@ -154,7 +154,10 @@ class UnpaddedForward:
             packed["past_key_values"] = DynamicCache()
         takes = set(self.__signature__.parameters)
         packed = {k: v for k, v in packed.items() if k in takes or k in FLAGS}
-        return self._padded(self._run(packed, pack), pack, cache, inputs.get("return_dict"))
+        output = self._run(packed, pack)
+        if not pack.attended:
+            raise attention.PackingError("its attention is not transformers' AttentionInterface")
+        return self._padded(output, pack, cache, inputs.get("return_dict"))
 
     def _run(self, packed: dict[str, Any], pack: Pack) -> Any:
         before = [c._attn_implementation for c in self._configs]

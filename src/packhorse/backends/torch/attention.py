@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import threading
 from typing import Any
 
 from packhorse.data import LoadRequest
@@ -49,6 +50,27 @@ def implementation(request: LoadRequest) -> str | None:
     if name in ("auto", "packed"):
         return None
     return name.split(":")[0]
+
+
+class Pinned:
+    """SDPA keeps to one backend while any forward is inside: the switches belong to the whole process."""
+
+    def __init__(self, attention: str) -> None:
+        self._attention, self._inside, self._lock = attention, 0, threading.Lock()
+        self._context: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._context = pinned(self._attention)
+                self._context.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._context.__exit__(None, None, None)
 
 
 def pinned(attention: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from packhorse.backends.torch.attention import pinned
+from packhorse.backends.torch.attention import Pinned
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import pad_id
 from packhorse.data import Batch, Int64s
@@ -22,11 +22,11 @@ class Layout(Protocol):
 
 class Padded:
     def __init__(self, model: Any, reducer: Reducer, device: str, attention: str) -> None:
-        self._model, self._reducer, self._device, self._attention = model, reducer, device, attention
+        self._model, self._reducer, self._device, self._pinned = model, reducer, device, Pinned(attention)
         self._pad_id = pad_id(model.config)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        with torch.inference_mode(), pinned(self._attention):
+        with torch.inference_mode(), self._pinned:
             values: torch.Tensor = self._reducer(self._model(**self.inputs(batch)), self._lengths(batch))
         return values
 
@@ -63,7 +63,7 @@ class Packed:
         with torch.inference_mode():
             ids = to_device(tokens.ids.astype(np.int64), self._device)
             hidden = self._model.hidden(ids, types, positions, pack)
-            return self._reducer.packed(hidden, pack, self._model)
+            return self._reducer.packed(hidden, pack, lambda: self._model.head(hidden, pack, ids))
 
     def computed_tokens(self, lengths: Int64s) -> int:
         return int(lengths.sum())

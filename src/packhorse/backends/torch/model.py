@@ -76,7 +76,8 @@ class TorchModel:
         first_two = Batch(request.trial.take(np.array([0, 1])))
         self.cost = measure_cost(self._model, request.description, self._padded.inputs(first_two)["input_ids"])
         self.pads_safely = self._pads_safely(request)
-        rows = probe_rows(request.trial, request.rows, _least(request.description.max_length, self.max_length))
+        longest = _least(request.description.max_length, self.max_length)
+        rows = probe_rows(request.trial, request.rows, longest, self._model.config.pad_token_id)
         alone = self._alone(rows)
         if request.attention in ("auto", "packed", *FLASH_PACKAGES):
             self._pack(request, rows, alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch.nn import functional as F
 
 from packhorse.data import DenseLayer, Reduction
 from packhorse.errors import ModelError
-from packhorse.packing.heads import PackedModel
 from packhorse.packing.pack import Pack
 
 
@@ -39,10 +39,10 @@ class Reducer(nn.Module):
             values = layer(values)
         return values
 
-    def packed(self, hidden: torch.Tensor, pack: Pack, model: PackedModel) -> torch.Tensor:
-        """The same from a pack's hidden states [T, H]."""
+    def packed(self, hidden: torch.Tensor, pack: Pack, head: Callable[[], Any]) -> torch.Tensor:
+        """The same from a pack's hidden states [T, H], or from the output of the model's head on them."""
         if self._reduction.kind == "classify":
-            return activate(model.head(hidden, pack).logits.float(), self._reduction.activation)
+            return activate(head().logits.float(), self._reduction.activation)
         skip = self._reduction.skip_tokens
         values = torch.cat([pool_packed(hidden, pack, mode, skip) for mode in self._reduction.pooling], 1)
         for layer in self._post:
