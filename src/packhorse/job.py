@@ -219,7 +219,8 @@ class Job:
             self._commit_empty(report, stages)
         if self._reader.fingerprint() != self._fingerprint:
             raise ChangedError(f"{self._config.input} changed while it was read; --overwrite starts anew")
-        report.gemm_flops_per_s = self._loader.gemm(plan.precision) if report.this_run.flops else None
+        if report.this_run.flops:
+            report.gemm_flops_per_s = self._loader.gemm(plan.precision, report.flops_per_s)
         report.status = "finished"
         report.sha256 = self._folder.finish(
             report.rows, self._folder.commits(), self._writer.extension, self._writer.assemble

@@ -180,7 +180,7 @@ class Loader:
         """The decisions of a job, as data."""
         s, precision = self.settings, choice.precision
         batch_size = s.batch_size or (DEFAULT_BATCH_SIZE if s.batching == "fixed" else None)
-        budget = s.max_batch_tokens or self._backend.default_batch_tokens(self.device, precision)
+        budget = s.max_batch_tokens or self._default_budget(precision)
         model = self.model(precision)
         batching = _batching(s.batching, model)
         tokenizer = self._choose_tokenizer("hf" if s.exact else s.tokenizer)
@@ -220,15 +220,20 @@ class Loader:
             return Choice(self._own_precision, (f"{self._own_precision}: the folder's own graph has these weights",))
         choice = choose_precision(
             self.settings, self.device, self._backend.supported_precisions(self.device), job_rows, self._rows,
-            self.model, lambda precision: self._backend.default_batch_tokens(self.device, precision),
+            self.model, self._default_budget,
         )  # fmt: skip
         for precision in set(self._models) - {choice.precision}:  # the weights are not needed any more
             self._models.pop(precision).close()
         return choice
 
-    def gemm(self, precision: str) -> float | None:
-        """Best matrix product of the device in FLOP/s, None where the backend has no device."""
-        rate: float | None = self._backend.best_gemm(self.device, precision, self.workers * self.threads)
+    def _default_budget(self, precision: str) -> int:
+        width = self.description.attention_width
+        tokens: int = self._backend.default_batch_tokens(self.device, precision, width)
+        return tokens
+
+    def gemm(self, precision: str, seen: float) -> float | None:
+        """Best matrix product of the device in FLOP/s, None where the backend has no device. seen: a model's rate."""
+        rate: float | None = self._backend.best_gemm(self.device, precision, self.workers * self.threads, seen)
         return rate
 
     def _max_length(self, precision: str) -> int | None:

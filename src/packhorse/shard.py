@@ -130,11 +130,13 @@ def prepare(rows: ShardRows, stages: Stages, budget: Budget) -> Prepared:
 
 
 def _plan(lengths: Int64s, stages: Stages, budget: Budget) -> BatchPlan:
-    """Within the budget; few rows are shared out evenly, so that no worker is without any."""
+    """Within the budget, and in as many batches for each worker, so that none waits for another at the end."""
     tokens = budget.max_batch_tokens
-    if stages.workers > 1:
-        tokens = max(min(tokens, -(-int(lengths.sum()) // stages.workers)), 1)
-    return stages.planner(lengths, tokens, budget.batch_size)
+    if stages.workers > 1 and len(lengths):
+        total = int(lengths.sum())
+        batches = -(-total // (tokens * stages.workers)) * stages.workers
+        tokens = min(tokens, (total + batches * int(lengths.mean())) // batches)  # a batch ends up to a row early
+    return stages.planner(lengths, max(tokens, 1), budget.batch_size)
 
 
 def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatch) -> Forwarded:

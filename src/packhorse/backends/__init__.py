@@ -3,10 +3,10 @@
 - `PRECISIONS`, all it can load at all, and `NEEDS_WEIGHTS`, whether the folder must hold safetensors;
 - `own_precision(description, settings)`, of a folder's own graph that has another than fp32, else None;
 - `choose_device(settings)`, `supported_precisions(device)`, those the device has instructions for, fp32 first;
-- `default_batch_tokens(device, precision)`, `num_workers(device, cores)`, forwards at the same time;
+- `default_batch_tokens(device, precision, width)`, `num_workers(device, cores)`, forwards at the same time;
 - `load_tokenizer(description) -> TokenizerParts`;
 - `load(request) -> LoadedModel`;
-- `versions()`, and `best_gemm(device, precision, threads)`.
+- `versions()`, and `best_gemm(device, precision, threads, seen)`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def supported_precisions(device: str) -> tuple[str, ...]:
     return ("fp32",)
 
 
-def default_batch_tokens(device: str, precision: str) -> int:
+def default_batch_tokens(device: str, precision: str, width: int) -> int:
     return MAX_BATCH_TOKENS
 
 
@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
     return {"tokenizers": version("tokenizers")}
 
 
-def best_gemm(device: str, precision: str, threads: int) -> float | None:
+def best_gemm(device: str, precision: str, threads: int, seen: float) -> float | None:
     return None
 
 

@@ -17,12 +17,15 @@ from packhorse.devices.host import cpu_name
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIZES = {"cpu": (1_024, 2_048), "cuda": (8_192,)}
 REPEATS = 3
+PLAUSIBLE = 0.85  # share of the best product that a whole model may reach
 
 
-def best_gemm(device: str, precision: str, threads: int) -> float | None:
+def best_gemm(device: str, precision: str, threads: int, seen: float = 0.0) -> float | None:
     """FLOP/s, None where the device cannot be measured at that precision.
 
-    Measured once per device, precision, threads and torch version, then read from the user's cache."""
+    Measured once per device, precision, threads and torch version, then read from the user's cache. Measured again, and
+    the best kept, where a model came so near (seen, FLOP/s) that others must have used the device at the time.
+    """
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{device} {cpu_name()}"
     if precision == "int8" and device != "cpu":
         return None
@@ -31,9 +34,10 @@ def best_gemm(device: str, precision: str, threads: int) -> float | None:
     known: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError):  # no cache, or a broken one: measure
         known = json.loads(path.read_text())
-    if key not in known:
+    if known.get(key, 0.0) * PLAUSIBLE < max(seen, 1.0):
         try:
-            known[key] = _int8_rate() if precision == "int8" else max(_rates(device, DTYPES[precision]))
+            rate = _int8_rate() if precision == "int8" else max(_rates(device, DTYPES[precision]))
+            known[key] = max(rate, known.get(key, 0.0))
         except AttributeError:  # no int8 operators in this torch
             return None
         except RuntimeError:  # no memory for it beside the model, or no such product on the device

@@ -36,7 +36,7 @@ def supported_precisions(device: str) -> tuple[str, ...]:
     return ("fp32", "int8") if device == "cpu" else ("fp32", "fp16", "bf16", "int8")
 
 
-def default_batch_tokens(device: str, precision: str) -> int:
+def default_batch_tokens(device: str, precision: str, width: int) -> int:
     return 1_024 if device == "cpu" else 16_384
 
 
@@ -50,14 +50,14 @@ def versions() -> dict[str, str]:
     return {"onnxruntime": str(need("onnxruntime").__version__)} | {name: version(name) for name in names}
 
 
-def best_gemm(device: str, precision: str, threads: int) -> float | None:
+def best_gemm(device: str, precision: str, threads: int, seen: float) -> float | None:
     """torch's measure of the device; None where torch does not drive it, or has no such product."""
     from packhorse.devices.gemm import DTYPES, best_gemm
 
     if precision not in DTYPES or device.split(":")[0] not in ("cpu", "cuda"):
         return None
     try:
-        return best_gemm(device, precision, threads)
+        return best_gemm(device, precision, threads, seen)
     except (AssertionError, RuntimeError):  # a torch that was built without the device
         return None
 

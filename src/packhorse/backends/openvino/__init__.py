@@ -42,7 +42,7 @@ def supported_precisions(device: str) -> tuple[str, ...]:
     return tuple(p for p in cpu_precisions() if p in PRECISIONS)
 
 
-def default_batch_tokens(device: str, precision: str) -> int:
+def default_batch_tokens(device: str, precision: str, width: int) -> int:
     """Small batches stay in the caches: BERT-base in bf16 on 2 cores ran 4,610 tokens/s at 512 tokens a batch, 4,650 at
     1,024 and 4,240 at 2,048. A length seen for the first time costs about 2 ms, so 512 is small for a MiniLM."""
     return 1_024
@@ -65,11 +65,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def best_gemm(device: str, precision: str, threads: int) -> float | None:
+def best_gemm(device: str, precision: str, threads: int, seen: float) -> float | None:
     """As measured with torch; None for int8, which it does not measure."""
     from packhorse.devices.gemm import DTYPES, best_gemm
 
-    return best_gemm(device, precision, threads) if precision in DTYPES else None
+    return best_gemm(device, precision, threads, seen) if precision in DTYPES else None
 
 
 def load_tokenizer(description: ModelDescription) -> TokenizerParts:
