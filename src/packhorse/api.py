@@ -20,9 +20,12 @@ def load(model: str | Path, **settings: Any) -> Engine:
         revision           branch, tag or commit on the hub
         task               "text-classification" or "feature-extraction"; "auto" reads it from the model
         devices            "auto", "cpu", "cuda", "cuda:N", "mps" or "xpu"
-        precision          "fp32", "bf16" or "fp16"; "auto" takes the lower one where it agrees with fp32 on your rows
+        precision          "fp32", "bf16", "fp16", "int8"; "auto": bf16 (fp16) where it agrees with fp32 on your rows
+        tolerance          how far a lower precision may be from fp32: of a score, or of a cosine
+        attention          "auto", "packed", "sdpa", "sdpa:flash" and so on, "flash_attention_2", "eager", ...
         exact              fp32 on one thread, bitwise repeatable on a CPU
-        batching           "padded": token budget over rows sorted by length; "fixed": batch_size rows in input order
+        batching           "auto": packed without padding where proven right, else "padded", both by a budget of
+                           tokens over rows sorted by length; "fixed": batch_size rows in input order
         batch_size         rows a batch: the size with "fixed" (32), a ceiling with "padded"
         max_batch_tokens   token budget of a batch, padding included
         max_length         longest row in tokens; the rest is cut and counted. Default: the model's
@@ -32,7 +35,10 @@ def load(model: str | Path, **settings: Any) -> Engine:
         normalize          embeddings of length 1; default what the model says
         embedding_format   "float32" or "float16"
         prompt_name        prompt of a sentence-transformers model
-        backend            "torch", or "null": no model, a checksum of the tokens
+        backend            "torch", "onnx", "openvino"; "auto" goes by the folder's files; "null": no model
+        provider           ONNX Runtime's execution provider
+        onnx_file          which .onnx file of the folder
+        tokenizer          "hf", "tokie" or "nanotoken"; "auto" takes the fastest that is proven to give the same tokens
         tokenizer_threads  default one a core
 
     Raises UsageError, RefusedError or ModelError.

@@ -66,7 +66,7 @@ def run(
     ] = "auto",
     exact: Annotated[bool, Flag("--exact", help="fp32, one thread, bitwise repeatable.")] = False,
     tolerance: Annotated[
-        float | None, Flag(help="How far a precision below fp32 may be from it: of a score, or of a cosine.")
+        float | None, Flag(help="Of a score or cosine: 99% of rows within it of fp32, none beyond 5 times it.")
     ] = None,
     attention: Annotated[
         Literal[

@@ -84,6 +84,8 @@ class EngineConfig(BaseModel):
             raise ValueError("--batching fixed takes --batch-size, not --max-batch-tokens")
         if self.batching == "padded" and self.attention == "packed":
             raise ValueError("--attention packed leaves nothing to pad: drop --batching padded")
+        if self.attention.startswith("flash") and (self.exact or self.precision == "fp32"):
+            raise ValueError(f"--attention {self.attention} has no fp32 kernels: --precision bf16 or fp16 goes with it")
         if self.batching == "packed" and self.attention not in ("auto", "packed"):
             raise ValueError(f"--batching packed needs --attention packed, not {self.attention}")
         if self.exact and self.tokenizer not in ("auto", "hf"):

@@ -7,6 +7,8 @@ The operators are those that torch's compiler emits after freezing (torch/_induc
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -38,6 +40,7 @@ class PrepackedLinear(nn.Module):
         return out
 
 
+@functools.cache
 def is_available(dtype: torch.dtype) -> bool:
     """Whether this torch and this processor have the operators for that type."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,9 +9,9 @@ import numpy as np
 
 from packhorse.batching import planner
 from packhorse.config import EngineConfig
-from packhorse.data import Batch, Float32s, Reduction, Tokens
+from packhorse.data import Batch, Float32s, Int64s, Reduction, Tokens
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError, ModelError
-from packhorse.stages import LoadedModel
+from packhorse.stages import LoadedModel, Output
 from packhorse.tuning.gate import MIN_JOB_ROWS, Verdict, compare, default_tolerance
 
 LoadAt = Callable[[str], LoadedModel]
@@ -41,13 +40,15 @@ def choose_precision(
     """
     if settings.exact:
         return Choice("fp32", ("--exact: fp32, one thread",))
-    asked = settings.precision
+    asked: str = settings.precision
     if asked == "fp32":
         return Choice("fp32")
+    if asked == "auto" and settings.attention.startswith("flash"):  # has no fp32 kernels
+        asked = next(p for p in supported if p in ("bf16", "fp16"))
     if asked != "auto":
         slow = f"{device} has no instructions for {asked}: expect it to be 10-30x slower than fp32"
         notes = () if asked in supported else (slow,)
-        verdict, note = _judge_asked(settings, job_rows, rows, load, budget)
+        verdict, note = _judge_asked(asked, settings.tolerance, job_rows, rows, load, budget)
         return Choice(asked, (*notes, *note), verdict)
     lower = [p for p in supported if p in ("bf16", "fp16") and (device != "cpu" or p == "bf16")]
     if not lower:
@@ -61,19 +62,18 @@ def choose_precision(
 
 
 def _judge_asked(
-    settings: EngineConfig, job_rows: float, rows: Tokens, load: LoadAt, budget: Callable[[str], int]
+    asked: str, tolerance: float | None, job_rows: float, rows: Tokens, load: LoadAt, budget: Callable[[str], int]
 ) -> tuple[Verdict | None, tuple[str, ...]]:
     """A precision asked for by name is measured too, where the job is long enough to pay for it."""
-    asked = settings.precision
-    if settings.tolerance is None and job_rows < MIN_JOB_ROWS:
+    if tolerance is None and job_rows < MIN_JOB_ROWS:
         return None, ()
     try:
-        verdict = try_precision(asked, settings.tolerance, rows, load, budget)
+        verdict = try_precision(asked, tolerance, rows, load, budget)
     except ModelError as error:
         return None, (f"{asked} was not compared with fp32: {error}",)
     if verdict.passed:
         return verdict, (f"{asked} agrees with fp32; {verdict.finding}",)
-    if settings.tolerance is not None:
+    if tolerance is not None:
         raise ModelError(
             f"--precision {asked} does not agree with fp32: {verdict.finding}. Choose --precision fp32 or a higher "
             "--tolerance; without --tolerance it is used all the same, and the difference reported"
@@ -101,12 +101,29 @@ def values_of(model: LoadedModel, tokens: Tokens, max_batch_tokens: int) -> Floa
     """[n, width], without padding; NaN for a row that cannot be done."""
     values = np.full((tokens.num_rows, model.reduction.width), np.nan, np.float32)
     plan = planner("packed" if model.is_packed else "equal")(tokens.lengths, max_batch_tokens, None)
-    for b in range(plan.num_batches):
-        rows = plan.rows(b)
-        try:
-            values[rows] = model.forward(Batch(tokens.take(rows))).numpy()
-        except (DeviceOutOfMemoryError, BatchRefusedError):
-            for row in rows:
-                with contextlib.suppress(DeviceOutOfMemoryError, BatchRefusedError):  # an error row, not the run's end
-                    values[row] = model.forward(Batch(tokens.take(np.array([row])))).numpy()
+    for b in range(0, plan.num_batches, model.in_flight):  # so many at the same time
+        batches = [plan.rows(i) for i in range(b, min(b + model.in_flight, plan.num_batches))]
+        for rows, started in [(rows, _start(model, tokens, rows)) for rows in batches]:
+            result = _result(started)
+            if result is not None:
+                values[rows] = result
+                continue
+            for row in rows if len(rows) > 1 else ():
+                alone = _result(_start(model, tokens, np.array([row])))
+                if alone is not None:  # else an error row of the run, not its end
+                    values[row] = alone
     return values
+
+
+def _start(model: LoadedModel, tokens: Tokens, rows: Int64s) -> Output | None:
+    try:
+        return model.forward(Batch(tokens.take(rows)))
+    except (DeviceOutOfMemoryError, BatchRefusedError):
+        return None
+
+
+def _result(started: Output | None) -> Float32s | None:
+    try:
+        return None if started is None else started.numpy()
+    except (DeviceOutOfMemoryError, BatchRefusedError):
+        return None

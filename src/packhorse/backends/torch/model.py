@@ -38,6 +38,8 @@ class TorchModel:
         self.notes: tuple[str, ...] = ()
         self.is_packed = False
         check_attention(request.attention, request.device)
+        if request.attention == "flex_attention" and request.device == "cpu":
+            self.notes += ("flex_attention is compiled for every new shape: on a CPU that takes minutes",)
         self._base = base_precision(request.precision, request.device)
         self._model = _on_device(request, DTYPES[self._base])
         self.max_length = max_positions(self._model)

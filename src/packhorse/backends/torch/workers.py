@@ -7,6 +7,7 @@ torch's operators release the interpreter's lock.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -18,6 +19,10 @@ from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
 # What a failed allocation says outside CUDA, where torch raises a plain RuntimeError.
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
+# Of glibc's malloc.h; the largest block that it keeps at all.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST_KEPT = 32 * 2**20
+
 Compute = Callable[[Batch], torch.Tensor]
 
 
@@ -25,6 +30,8 @@ class Workers:
     def __init__(self, device: str, count: int, threads: int) -> None:
         """count: of workers, each with `threads` threads inside an operator. One worker is the caller itself."""
         self._device, self._threads = device, threads
+        if device == "cpu":
+            keep_freed_memory()
         self._pool = ThreadPoolExecutor(count, "forward", self._set_threads) if count > 1 else None
 
     def submit(self, compute: Compute, batch: Batch) -> PendingValues | Values:
@@ -43,6 +50,17 @@ class Workers:
         """Of this Python thread; another engine may have changed it."""
         if self._device == "cpu" and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed, for the whole process: activations of some MB are else given back to the
+    system and fetched anew, page by page, at every operator: attention over 200 to 400 tokens runs 3 times as fast."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    except (OSError, AttributeError):  # another C library: slower, not wrong
+        return
 
 
 class PendingValues:
