@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,17 @@ class UnpluggedError(Exception): ...
 
 
 class Cable:
-    """Is pulled before the batch of that number."""
+    """Is pulled before the batch of that number, and with a folder once its first part is there."""
 
-    def __init__(self, batches: int) -> None:
-        self.left = batches
+    def __init__(self, batches: int, folder: Path | None = None) -> None:
+        self.left, self._folder = batches, folder
 
     def __call__(self, batch: Batch) -> None:
         self.left -= 1
         if self.left < 0:
+            deadline = time.monotonic() + 30
+            while self._folder and not parts(self._folder) and time.monotonic() < deadline:
+                time.sleep(0.01)
             raise UnpluggedError
 
 
@@ -146,7 +150,7 @@ def test_a_lowered_budget_is_in_the_manifest_and_a_resumed_run_begins_with_it(nu
     job: dict[str, Any] = {"shard_rows": 90, "max_batch_tokens": 1_024}
     run(null_model, {"text": TEXTS}, tmp_path / "enough", **job)
     with pytest.raises(UnpluggedError):
-        run_on_device(null_model, {"text": TEXTS}, tmp_path / "small", 130, Cable(40), **job)
+        run_on_device(null_model, {"text": TEXTS}, tmp_path / "small", 130, Cable(40, tmp_path / "small"), **job)
     manifest = RunFolder(str(tmp_path / "small"), is_file=False).manifest()
     assert manifest["budgets"] == [[0, 1_024, None], [0, 512, None], [0, 256, None], [0, 128, None]]
     assert 0 < len(parts(tmp_path / "small")) < 5

@@ -27,7 +27,7 @@ from packhorse.packing.probe import TOLERANCE, error, probe_rows
 
 # Largest difference between a row alone and in a padded batch, as a share of the largest value.
 PARITY = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
-CALIBRATION_ROWS, CALIBRATION_TOKENS = 16, 8_192  # rows a forward, tokens in all
+CALIBRATION_ROWS, CALIBRATION_TOKENS = 4, 8_192  # rows a forward, tokens in all
 TRIAL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, BatchRefusedError)
 
 
