@@ -55,6 +55,9 @@ class Loader:
         if settings.precision not in ("auto", *self._backend.PRECISIONS):
             legal = ", ".join(self._backend.PRECISIONS)
             raise UsageError(f"--precision {settings.precision}: backend {self._backend_name} has {legal}")
+        for flag, value in (("--provider", settings.provider), ("--onnx-file", settings.onnx_file)):
+            if self._backend_name != "onnx" and value not in (None, "auto"):
+                raise UsageError(f"{flag} {value}: belongs to --backend onnx, this is {self._backend_name}")
         self._own_precision: str | None = self._backend.own_precision(self.description, settings)
         if self._own_precision and settings.precision not in ("auto", self._own_precision):
             raise UsageError(

@@ -495,3 +495,13 @@ def test_short_and_long_runs_give_the_same_attention(length: int, window: int | 
     scores = (halves[0] @ halves[1].transpose(2, 3)) * 8**-0.5
     expected = torch.softmax(scores.masked_fill(~seen, float("-inf")), -1) @ halves[2]
     torch.testing.assert_close(found[0], expected.flatten(1, 2).transpose(0, 1), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_flags_of_another_backend_are_refused(tmp_path: Path) -> None:
+    model = packable.without_special_tokens(packable.save(tmp_path, "bert"))
+    for settings in ({"provider": "cpu"}, {"onnx_file": "model.onnx"}):
+        with pytest.raises(UsageError, match="--backend onnx"):
+            load(model, backend="torch", **settings)
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(UsageError, match="--attention eager"):
+        load(model, backend="onnx", attention="eager")

@@ -108,6 +108,6 @@ def test_a_folder_that_holds_something_is_left_alone(bert: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("backend", ["torch", "null"])
 def test_a_backend_that_writes_nothing_says_so(bert: Path, tmp_path: Path, backend: str) -> None:
-    with pytest.raises(UsageError, match=rf"--backend {backend} writes no model.*onnx"):
+    with pytest.raises(UsageError, match=rf"--backend {backend}: models are written for onnx"):
         export(str(bert), tmp_path / "model", backend)
     assert not (tmp_path / "model").exists()

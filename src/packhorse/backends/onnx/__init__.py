@@ -9,6 +9,7 @@ from packhorse.backends.onnx.needs import need
 from packhorse.backends.onnx.providers import check_precision, choose_provider
 from packhorse.config import EngineConfig
 from packhorse.data import LoadRequest, ModelDescription, TokenizerParts
+from packhorse.errors import UsageError
 from packhorse.stages import LoadedModel
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -74,6 +75,8 @@ def load(request: LoadRequest) -> LoadedModel:
     from packhorse.backends.onnx.cache import forget
     from packhorse.backends.onnx.model import OnnxModel
 
+    if request.attention != "auto":
+        raise UsageError(f"--attention {request.attention}: ONNX Runtime computes the graph's own; leave it out")
     provider = choose_provider(request.provider, request.device)
     check_precision(provider, request.precision)
     need("onnx")
