@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from transformers import DynamicCache
 from packhorse.errors import ModelError
 from packhorse.packing import attention
 from packhorse.packing.fuse import FusedBody
-from packhorse.packing.heads import pooled
+from packhorse.packing.heads import pooled, position_table
 from packhorse.packing.pack import Pack, pack_of_mask, row_positions
 from packhorse.packing.probe import TOLERANCE, error
 
@@ -90,6 +91,8 @@ class UnpaddedForward:
         self.replaced = body.__dict__.get("forward")
         self.__signature__ = inspect.signature(type(body).forward.__get__(body))
         self._configs = list({id(m.config): m.config for m in body.modules() if hasattr(m, "config")}.values())
+        self._table = position_table(body)
+        self._is_decoder = any(getattr(m, "is_causal", False) for m in body.modules())
         self._has_warned = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -123,18 +126,9 @@ class UnpaddedForward:
         mask = mask.bool()
         if not bool(mask.any()) or (self._fused is None and bool(mask.all())):
             return None
-        if (
-            inputs.get("position_ids") is None
-            and self._table() is not None
-            and bool((mask[:, 1:] > mask[:, :-1]).any())
-        ):
+        if inputs.get("position_ids") is None and self._table is not None and bool((mask[:, 1:] > mask[:, :-1]).any()):
             return None  # padding on the left or between: which positions the model would take is its own affair
         return pack_of_mask(mask)
-
-    def _table(self) -> nn.Embedding | None:
-        from packhorse.packing.heads import position_table
-
-        return position_table(self._body)
 
     # -- a packed call
 
@@ -160,23 +154,28 @@ class UnpaddedForward:
         return self._padded(output, pack, cache, inputs.get("return_dict"))
 
     def _run(self, packed: dict[str, Any], pack: Pack) -> Any:
+        with self._attention(attention.NAME):
+            run = self.plain if self._fused is None else self._fused.run_or(self.plain)
+            return run(packed | {"pack": pack, "return_dict": True})
+
+    @contextmanager
+    def _attention(self, name: str) -> Iterator[None]:
+        """The body's attention implementation inside the block."""
         before = [c._attn_implementation for c in self._configs]
         try:
             for config in self._configs:
-                config._attn_implementation = attention.NAME
-            run = self.plain if self._fused is None else self._fused.run_or(self.plain)
-            return run(packed | {"pack": pack, "return_dict": True})
-        finally:
-            for config, name in zip(self._configs, before, strict=True):
                 config._attn_implementation = name
+            yield
+        finally:
+            for config, own in zip(self._configs, before, strict=True):
+                config._attn_implementation = own
 
     def _positions(self, inputs: dict[str, Any], pack: Pack, where: torch.Tensor) -> torch.Tensor:
         """[1, T]"""
         given = inputs.get("position_ids")
         if given is not None:
             return given.expand(pack.mask_shape).flatten()[where][None]
-        table = self._table()
-        padding_idx = None if table is None else table.padding_idx
+        padding_idx = None if self._table is None else self._table.padding_idx
         if padding_idx is None or inputs.get("input_ids") is None:
             first = 0 if padding_idx is None else padding_idx + 1
             places = torch.arange(len(where), device=where.device) - pack.starts.repeat_interleave(pack.lengths)
@@ -191,9 +190,8 @@ class UnpaddedForward:
             return inputs["past_key_values"]
         asked = inputs.get("use_cache")
         wants = getattr(self._body.config, "use_cache", False) if asked is None else asked
-        is_decoder = any(getattr(m, "is_causal", False) for m in self._body.modules())
         takes = "past_key_values" in self.__signature__.parameters
-        return DynamicCache(config=self._body.config) if wants and is_decoder and takes else None
+        return DynamicCache(config=self._body.config) if wants and self._is_decoder and takes else None
 
     def _padded(self, output: Any, pack: Pack, cache: DynamicCache | None, return_dict: bool | None) -> Any:
         """The output in the shape that a padded call has."""
@@ -218,14 +216,8 @@ class UnpaddedForward:
                 "output_attentions: this call and others like it run padded, with eager attention", stacklevel=4
             )
             self._has_warned = True
-        before = [c._attn_implementation for c in self._configs]
-        try:
-            for config in self._configs:
-                config._attn_implementation = "eager"
+        with self._attention("eager"):
             return self.plain(inputs)
-        finally:
-            for config, name in zip(self._configs, before, strict=True):
-                config._attn_implementation = name
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from packhorse.data import LoadRequest
 from packhorse.errors import UsageError
+from packhorse.packing.attention import FLASH_PACKAGES
 
 # By --attention sdpa:NAME: torch's backend, and the devices that have it.
 SDPA_BACKENDS = {
@@ -17,7 +18,6 @@ SDPA_BACKENDS = {
     "cudnn": ("CUDNN_ATTENTION", ("cuda",)),
     "math": ("MATH", ("cpu", "cuda", "mps", "xpu")),
 }
-FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 HALF = ("bf16", "fp16")
 
 

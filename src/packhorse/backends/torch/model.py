@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from packhorse.backends.torch.attention import FLASH_PACKAGES, check_attention, implementation
+from packhorse.backends.torch.attention import check_attention, implementation
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.int8 import quantize
 from packhorse.backends.torch.layouts import Layout, Packed, Padded
@@ -81,7 +81,7 @@ class TorchModel:
         longest = _least(request.description.max_length, self.max_length)
         rows = probe_rows(request.trial, request.rows, longest, self._model.config.pad_token_id)
         alone = self._alone(rows)
-        if request.attention in ("auto", "packed", *FLASH_PACKAGES):
+        if request.attention in ("auto", "packed", *packed_attention.FLASH_PACKAGES):
             self._pack(request, rows, alone)
         if request.attention == "packed" and not self.is_packed:
             raise ModelError(f"{request.description.folder}: --attention packed: {self.notes[-1]}; leave it out")
@@ -92,7 +92,7 @@ class TorchModel:
         """Packed, if that is right for this model; else a note why not."""
         packed_attention.register()
         before = self._model.config._attn_implementation
-        kernel = request.attention if request.attention in FLASH_PACKAGES else "auto"
+        kernel = request.attention if request.attention in packed_attention.FLASH_PACKAGES else "auto"
         try:
             self._model.set_attn_implementation(packed_attention.NAME)
             found = self._find_packed(rows, alone, kernel)
