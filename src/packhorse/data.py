@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -177,6 +177,12 @@ class Reduction:
     pooling: tuple[str, ...] = ("mean",)
     skip_tokens: int = 0  # leading prompt tokens left out of the pooling
     post: tuple[DenseLayer | Literal["normalize"], ...] = ()
+
+
+def reduction_json(reduction: Reduction) -> dict[str, Any]:
+    """As JSON values. A Dense layer by its folder's name, so that a copied model keeps its reduction."""
+    post = [asdict(p) | {"folder": Path(p.folder).name} if isinstance(p, DenseLayer) else p for p in reduction.post]
+    return asdict(reduction) | {"pooling": list(reduction.pooling), "post": post}
 
 
 @dataclass(frozen=True, slots=True)

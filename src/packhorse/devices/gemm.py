@@ -7,12 +7,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from packhorse.devices.host import cpu_name
+from packhorse.devices.host import cache_folder, cpu_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIZES = {"cpu": (1_024, 2_048), "cuda": (8_192,)}
@@ -30,7 +29,7 @@ def best_gemm(device: str, precision: str, threads: int, seen: float = 0.0) -> f
     if precision == "int8" and device != "cpu":
         return None
     key = f"{name} | {precision} | {threads} threads | torch {torch.__version__}"
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packhorse" / "gemm.json"
+    path = cache_folder() / "gemm.json"
     known: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError):  # no cache, or a broken one: measure
         known = json.loads(path.read_text())

@@ -18,6 +18,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cache_folder() -> Path:
+    """Where what was measured or converted once is kept for the user; it may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packhorse"
+
+
 def cpu_flags() -> frozenset[str]:
     """Instruction sets as Linux names them; empty where it does not tell."""
     info = Path("/proc/cpuinfo")

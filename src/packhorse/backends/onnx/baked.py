@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packhorse.data import DenseLayer, ModelCost, Reduction
+from packhorse.data import ModelCost, Reduction, reduction_json
 from packhorse.errors import ModelError
 
 KEY = "packhorse"
@@ -17,7 +17,7 @@ OUTPUT = "values"  # [B, width] float32: the reduction is inside the graph
 
 @dataclass(frozen=True, slots=True)
 class Baked:
-    reduction: dict[str, Any]  # as described()
+    reduction: dict[str, Any]  # as reduction_json()
     precision: str
     max_length: int | None
     pad_id: int
@@ -50,20 +50,9 @@ class Baked:
         return ModelCost(*self.cost)
 
 
-def described(reduction: Reduction) -> dict[str, Any]:
-    """A reduction as JSON values, without the places where its Dense modules lie."""
-    value = dataclasses.asdict(reduction)
-    value["post"] = [
-        dataclasses.asdict(p) | {"folder": Path(p.folder).name} if isinstance(p, DenseLayer) else p
-        for p in reduction.post
-    ]
-    restored: dict[str, Any] = json.loads(json.dumps(value))
-    return restored
-
-
 def check_reduction(baked: Baked, asked: Reduction, path: Path) -> None:
     """Raises ModelError where what is asked for is not what the graph was exported to do."""
-    wanted = described(asked)
+    wanted = reduction_json(asked)
     differing = [k for k in wanted if wanted[k] != baked.reduction.get(k) and not (k == "width" and not wanted[k])]
     if differing:
         seen = ", ".join(f"{k} {_short(baked.reduction.get(k))}, not {_short(wanted[k])}" for k in differing)

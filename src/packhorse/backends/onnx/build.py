@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from packhorse.backends.onnx import transform
-from packhorse.backends.onnx.baked import described
 from packhorse.backends.onnx.cache import NAME, cached
 from packhorse.backends.onnx.files import GraphFacts, choose_file, read_graph
 from packhorse.backends.onnx.needs import need
 from packhorse.backends.onnx.providers import Provider
-from packhorse.data import LoadRequest, Reduction
+from packhorse.data import LoadRequest, Reduction, reduction_json
 from packhorse.errors import UsageError
 
 
@@ -89,5 +88,5 @@ def precision_of(facts: GraphFacts) -> str:
 
 
 def _key(request: LoadRequest, *parts: object) -> str:
-    values = [request.model_key(), described(request.reduction), request.precision, *parts]
+    values = [request.model_key(), reduction_json(request.reduction), request.precision, *parts]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from packhorse.devices import host
+
 NAME = "model.onnx"
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packhorse" / "onnx"
+    return host.cache_folder() / "onnx"
 
 
 def cached(key: str, make: Callable[[Path], None]) -> Path:

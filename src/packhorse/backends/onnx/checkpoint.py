@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from packhorse.backends.onnx import transform
-from packhorse.backends.onnx.baked import Baked, described
+from packhorse.backends.onnx.baked import Baked
 from packhorse.backends.onnx.cache import NAME
 from packhorse.backends.onnx.graph import Reduced, write_graph
 from packhorse.backends.onnx.proof import proof_rows, prove
 from packhorse.backends.onnx.providers import Provider
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.weights import load_weights, max_positions
-from packhorse.data import Float32s, LoadRequest, Tokens
+from packhorse.data import Float32s, LoadRequest, Tokens, reduction_json
 from packhorse.devices.gemm import DTYPES
 from packhorse.errors import BatchRefusedError, ModelError
 
@@ -46,7 +46,7 @@ def export_checkpoint(
     if precision == "int8":
         notes += (_quantize(path, int8_method),)
     transform.label(path, Baked(
-        described(request.reduction), precision, limit, module.pad_id,
+        reduction_json(request.reduction), precision, limit, module.pad_id,
         (cost.per_token, cost.per_row, cost.per_token_squared), attention, notes, versions,
     ))  # fmt: skip
 

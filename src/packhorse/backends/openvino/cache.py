@@ -17,8 +17,9 @@ from typing import Any
 
 from packhorse.backends.openvino.files import BIN, XML, Found
 from packhorse.backends.openvino.packages import import_openvino
-from packhorse.backends.openvino.record import Record, read_record, reduction_json
-from packhorse.data import LoadRequest
+from packhorse.backends.openvino.record import Record, read_record
+from packhorse.data import LoadRequest, reduction_json
+from packhorse.devices import host
 from packhorse.errors import ModelError
 
 KEPT = 8  # models; the one unused for longest goes first. BERT-base takes 440 MB, in int8 110 MB
@@ -27,7 +28,7 @@ CODE = 1  # counted up when the same model would be converted to another graph
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packhorse" / "openvino"
+    return host.cache_folder() / "openvino"
 
 
 def cache_key(request: LoadRequest, weights: str) -> str:

@@ -12,14 +12,14 @@ import torch
 from packhorse.backends.openvino.files import Found
 from packhorse.backends.openvino.graph import Graph
 from packhorse.backends.openvino.packages import import_openvino, silenced
-from packhorse.backends.openvino.record import Record, reduction_json
+from packhorse.backends.openvino.record import Record
 from packhorse.backends.openvino.runner import Runner, Streams, model_inputs
 from packhorse.backends.torch import load_tokenizer
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import max_positions
-from packhorse.data import Batch, Float32s, LoadRequest, Tokens
+from packhorse.data import Batch, Float32s, LoadRequest, Tokens, reduction_json
 from packhorse.errors import BatchRefusedError, ModelError
 from packhorse.packing.probe import TOLERANCE, error, probe_rows
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packhorse.data import DenseLayer, LoadRequest, ModelCost, Reduction
+from packhorse.data import LoadRequest, ModelCost, reduction_json
 from packhorse.errors import ModelError, UsageError
 
 NAME = "packhorse.json"
@@ -40,15 +40,6 @@ def read_record(folder: Path) -> Record | None:
         return Record(**fields | {"cost": ModelCost(**fields["cost"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path}: cannot be read: {error}; export the model again") from error
-
-
-def reduction_json(reduction: Reduction) -> dict[str, Any]:
-    """As JSON values. A Dense layer by its folder's name, so that a copied model keeps its reduction."""
-    post = [
-        dataclasses.asdict(p) | {"folder": Path(p.folder).name} if isinstance(p, DenseLayer) else p
-        for p in reduction.post
-    ]
-    return dataclasses.asdict(reduction) | {"pooling": list(reduction.pooling), "post": post}
 
 
 def check_reduction(record: Record, request: LoadRequest) -> None:
