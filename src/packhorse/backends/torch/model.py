@@ -45,7 +45,7 @@ class TorchModel:
         self.max_length = max_positions(self._model)
         self.reduction = dataclasses.replace(request.reduction)
         self._reducer = Reducer(request.reduction, request.device)
-        self._workers = Workers(request.device, request.workers, request.threads)
+        self._workers = _workers(request)
         self.in_flight = max(3, request.workers + 1)
         self.attention = request.attention if ":" in request.attention else self._model.config._attn_implementation
         self._padded = Padded(self._model, self._reducer, request.device, self.attention)
@@ -183,6 +183,13 @@ def _on_device(request: LoadRequest, dtype: torch.dtype) -> Any:
     except torch.OutOfMemoryError as failure:
         folder, precision = request.description.folder, request.precision
         raise ModelError(f"{folder}: its weights in {precision} do not fit on {request.device}: {failure}") from failure
+
+
+def _workers(request: LoadRequest) -> Workers:
+    """One for flex_attention: torch.compile refuses a call while another thread traces."""
+    if request.attention == "flex_attention":
+        return Workers(request.device, 1, request.workers * request.threads)
+    return Workers(request.device, request.workers, request.threads)
 
 
 def _least(*limits: int | None) -> int | None:

@@ -1,0 +1,57 @@
+"""`packhorse run`: every row of a file through a model."""
+
+from __future__ import annotations
+
+from packhorse.cli import flags
+from packhorse.cli.process import set_up, stop_on_signals
+
+
+def run(
+    model: flags.Model,
+    input: flags.Input,
+    output: flags.Output,
+    text_column: flags.TextColumn = None,
+    pair_column: flags.PairColumn = None,
+    keep: flags.Keep = None,
+    output_prefix: flags.OutputPrefix = "",
+    limit: flags.Limit = None,
+    task: flags.Task = "auto",
+    scores: flags.Scores = "top",
+    pooling: flags.Pooling = None,
+    normalize: flags.Normalize = None,
+    embedding_format: flags.EmbeddingFormat = "float32",
+    prompt_name: flags.PromptName = None,
+    revision: flags.Revision = None,
+    backend: flags.Backend = "auto",
+    provider: flags.Provider = "auto",
+    onnx_file: flags.OnnxFile = None,
+    devices: flags.Devices = "auto",
+    precision: flags.Precision = "auto",
+    exact: flags.Exact = False,
+    tolerance: flags.Tolerance = None,
+    attention: flags.Attention = "auto",
+    batching: flags.Batching = "auto",
+    batch_size: flags.BatchSize = None,
+    max_batch_tokens: flags.MaxBatchTokens = None,
+    max_length: flags.MaxLength = None,
+    dedup: flags.Dedup = True,
+    tokenizer_threads: flags.TokenizerThreads = None,
+    tokenizer: flags.Tokenizer = "auto",
+    shard_rows: flags.ShardRows = None,
+    on_error: flags.OnError = "quarantine",
+    max_error_rate: flags.MaxErrorRate = 0.5,
+    overwrite: flags.Overwrite = False,
+    quiet: flags.Quiet = False,
+    progress: flags.Progress = "auto",
+) -> None:
+    """Every row of INPUT through MODEL, to OUTPUT. Stopped, the same command goes on where it was.
+
+    Exit codes: 0 finished (rows in error allowed), 1 failed, 2 usage, 3 refused, 4 --max-error-rate exceeded,
+    130/143 stopped.
+    """
+    settings = {**locals(), "keep": flags.names(keep)}
+    set_up()
+    from packhorse import api
+
+    stop = stop_on_signals(is_silent=quiet or progress in ("json", "none"))
+    api.run(settings.pop("model"), settings.pop("input"), settings.pop("output"), stop=stop, **settings)
