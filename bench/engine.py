@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from packhorse.config import EngineConfig, Plan
+from packhorse.config import EngineConfig
 from packhorse.data import Batch, BatchPlan, Float32s, Int64s, Tokens
 from packhorse.loading import Loader
+from packhorse.plans import Plan
 from packhorse.stages import Output
 from packhorse.tuning.precision import Choice
 

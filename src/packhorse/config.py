@@ -173,28 +173,3 @@ def _explain(config_type: type[EngineConfig], item: Any) -> str:
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     return f"{flag} {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
-
-
-class Plan(BaseModel):
-    """What was decided before the first shard. It is written into the manifest; a resumed run replays it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: str
-    backend: str
-    device: str
-    precision: str
-    attention: str
-    batching: Literal["packed", "padded", "fixed", "equal"]
-    batch_size: int | None
-    max_batch_tokens: int
-    max_length: int | None
-    workers: int
-    threads: int
-    tokenizer: str
-    text_column: str
-    pair_column: str | None
-    accuracy: dict[str, Any] | None = None
-    """Of a precision below fp32, where it was compared: tuning.gate.Verdict's figures."""
-    notes: tuple[str, ...] = ()
-    versions: dict[str, str] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from packhorse.config import EngineConfig, Plan, RunConfig, validated
+from packhorse.config import EngineConfig, RunConfig, validated
 from packhorse.data import Float32s, RowError
 from packhorse.errors import UsageError
 from packhorse.executors.local import Stop
@@ -16,6 +16,7 @@ from packhorse.job import Job
 from packhorse.loading import Loader
 from packhorse.manifest import RunFolder
 from packhorse.metrics import RunReport
+from packhorse.plans import Plan
 from packhorse.readers import open_input
 from packhorse.readers.columns import guess_text_column, has_lone_surrogate
 from packhorse.readers.cut import ShardRows

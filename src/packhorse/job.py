@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from packhorse.config import Plan, RunConfig
+from packhorse.config import RunConfig
 from packhorse.data import Position, Shard
 from packhorse.devices.host import rss_peak_bytes
 from packhorse.errors import ChangedError, InterruptedRunError, RowFailedError, TooManyErrorsError
@@ -18,6 +18,7 @@ from packhorse.executors.local import Outcome, Stop, run_shards
 from packhorse.loading import Loader
 from packhorse.manifest import Commit, RunFolder, check_unchanged
 from packhorse.metrics import Counters, LiveCounters, RunReport
+from packhorse.plans import Plan
 from packhorse.readers.cut import ShardRows, cut_shards
 from packhorse.report.reporter import Reporter
 from packhorse.selection import check_apart, choose_columns, read_schema

@@ -16,13 +16,14 @@ import pyarrow as pa
 from packhorse.backends import choose_backend, find_backend
 from packhorse.batching import planner
 from packhorse.batching.fixed import DEFAULT_BATCH_SIZE
-from packhorse.config import EngineConfig, Plan
+from packhorse.config import EngineConfig
 from packhorse.data import LoadRequest, ModelDescription, TokenizerParts, Tokens
 from packhorse.devices.host import num_cores
 from packhorse.errors import ChangedError, UsageError
 from packhorse.models.describe import describe
 from packhorse.models.find import file_hashes, find_model
 from packhorse.models.preflight import check_folder, check_weights
+from packhorse.plans import Plan
 from packhorse.shard import Stages
 from packhorse.stages import LoadedModel
 from packhorse.tasks import make_task

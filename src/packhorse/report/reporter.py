@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from packhorse.config import Plan
 from packhorse.metrics import LiveCounters, RunReport
+from packhorse.plans import Plan
 from packhorse.report.text import plan_line, preview_lines, progress_line, summary_lines
 
 PLAIN_EVERY_S = 10.0

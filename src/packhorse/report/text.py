@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from packhorse.config import Plan
 from packhorse.metrics import LiveCounters, RunReport
+from packhorse.plans import Plan
 
 PREVIEW_CHARS = 60
 
