@@ -1,4 +1,4 @@
-"""What was decided before the first shard, as data: written into the manifest, printed by `packhorse plan`, replayed."""
+"""What was decided before the first shard: data in the manifest, printed by `packhorse plan`, replayed on resume."""
 
 from __future__ import annotations
 
