@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from bench import models, workloads
-from bench.contract import SEED
-from bench.engine import BareEngine
-from bench.machine import read_machine, read_versions, save_json
+from packhorse.comparison.bare_engine import BareEngine
+from packhorse.comparison.contract import SEED, ModelSpec
+from packhorse.comparison.machine import read_machine, read_versions
+from packhorse.comparison.rows import sample_rows, save_json
 from packhorse.data import Reduction
 from packhorse.errors import PackhorseError
 from packhorse.tuning.gate import Verdict, compare, default_tolerance, stratified
@@ -110,14 +111,14 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train the head, then judge one way after the other."""
     arguments = parse_arguments()
-    folder = models.resolve("minilm").folder
+    model = models.resolve("minilm")
     train, job = read_data(arguments)
     print(f"head: {len(train.texts):,} sentences; test: {', '.join(f'{len(r):,} {n}' for n, r in job.parts.items())}")
-    head = train_head(embed(folder, REFERENCE, train.texts).embeddings, train.labels)
-    reference = embed(folder, REFERENCE, job.texts)
+    head = train_head(embed(model, REFERENCE, train.texts).embeddings, train.labels)
+    reference = embed(model, REFERENCE, job.texts)
     results = []
     for way in choose_ways(arguments.ways):
-        results.append(judge(folder, way, job, head, reference))
+        results.append(judge(model, way, job, head, reference))
         print(line(way, results[-1]), flush=True)
     if arguments.json:
         settings = {"model": "minilm", "train_rows": len(train.texts)} | {n: len(r) for n, r in job.parts.items()}
@@ -158,12 +159,12 @@ def take(rows: workloads.Labelled, chosen: Sequence[int]) -> workloads.Labelled:
 
 def sample(rows: workloads.Labelled, count: int | None) -> workloads.Labelled:
     """A seeded random sample."""
-    return take(rows, workloads.sample_rows(len(rows.texts), count))
+    return take(rows, sample_rows(len(rows.texts), count))
 
 
-def embed(folder: Path, way: Way, texts: list[str]) -> Embedded:
+def embed(model: ModelSpec, way: Way, texts: list[str]) -> Embedded:
     """Embeddings of the texts. Raises a PackhorseError or ImportError where this machine has no such way."""
-    engine = BareEngine(folder, way.backend, way.precision, way.attention, texts)
+    engine = BareEngine(model, way.backend, way.precision, way.attention, texts)
     try:
         tokens = engine.tokenize(texts)
         embeddings = engine.forward(tokens, engine.batches(tokens.lengths))
@@ -189,13 +190,13 @@ def train_head(embeddings: np.ndarray, labels: np.ndarray) -> Head:
     return Head(weights[:-1], float(weights[-1]))
 
 
-def judge(folder: Path, way: Way, job: Job, head: Head, reference: Embedded) -> dict[str, Any]:
+def judge(model: ModelSpec, way: Way, job: Job, head: Head, reference: Embedded) -> dict[str, Any]:
     """Accuracy of a way, how it differs from the reference, and what the gate says; or why there is no such way."""
     result: dict[str, Any] = {"way": way.label, **way._asdict()}
     try:
-        found = reference if way == REFERENCE else embed(folder, way, job.texts)
+        found = reference if way == REFERENCE else embed(model, way, job.texts)
     except (PackhorseError, ImportError, RuntimeError) as error:
-        return result | {"error": f"{type(error).__name__}: {error}".replace(str(folder), "minilm")}
+        return result | {"error": f"{type(error).__name__}: {error}".replace(str(model.folder), "minilm")}
     before, after = head.scores(reference.embeddings), head.scores(found.embeddings)
     right = {name: (scores.argmax(1) == job.labels) for name, scores in (("before", before), ("after", after))}
     return result | {

@@ -1,5 +1,7 @@
 """Compare packhorse with the ways people use today: same rows, same model, one process each, one table.
 
+`packhorse bench` does it for users; this adds named models, workloads from data files and tolerances.
+
 python bench/compare.py --model bert-base --workload mixed --rows 2000 --contenders pipeline_32,packhorse:bf16
 """
 
@@ -14,13 +16,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
-from bench import discover, models, workloads
-from bench.contract import ModelSpec
-from bench.machine import read_machine, read_versions, save_json
-from bench.parity import Tolerances
-from bench.summary import EndToEnd, Summary, end_to_end, summarize
-from bench.table import build_table, console, end_to_end_lines, machine_lines
-from bench.trials import Bench, Trial, compute_reference, write_row_files
+from bench import models, workloads
+from packhorse.comparison import discover
+from packhorse.comparison.compare import run_rounds
+from packhorse.comparison.contract import ModelSpec
+from packhorse.comparison.machine import read_machine, read_versions
+from packhorse.comparison.parity import Tolerances
+from packhorse.comparison.rows import save_json
+from packhorse.comparison.summary import EndToEnd, Summary, end_to_end, summarize
+from packhorse.comparison.table import build_table, console, end_to_end_lines, machine_lines
+from packhorse.comparison.trials import Bench, Trial, compute_reference, write_row_files
+from packhorse.errors import PackhorseError
+
+PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -103,8 +111,7 @@ def choose_contenders(arguments: argparse.Namespace, model: ModelSpec) -> list[d
     """Those named, or all that do the model's task."""
     if not arguments.contenders:
         return discover.default_contenders(model.task)
-    labels = dict.fromkeys(label.strip() for label in arguments.contenders.split(","))
-    return [discover.parse_contender(label, model.task) for label in labels]
+    return discover.parse_contenders(arguments.contenders, model.task)
 
 
 def load_texts(workload: str, arguments: argparse.Namespace) -> list[str]:
@@ -132,25 +139,12 @@ def run_trials(
     progress.print(f"reference: {cost.num_rows} rows on {cost.details['device']} in {cost.run_s:.1f} s")
     tolerances = Tolerances(**{field.name: read_tolerance(arguments, field.name) for field in fields(Tolerances)})
     bench = Bench(model, files, reference, tolerances, work_dir)
-    trials = []
-    for round_number in range(1, arguments.repeat + 1):
-        for contender in contenders:
-            trials.append(bench.run(contender, round_number))
-            progress.print(progress_line(trials[-1], arguments.repeat), soft_wrap=True, highlight=False)
-    return trials
+    return run_rounds(bench, contenders, arguments.repeat, lambda line: progress.print(line, **PLAIN))
 
 
 def read_tolerance(arguments: argparse.Namespace, name: str) -> float:
     """`fp32` is --tolerance-fp32, `min_cosine_int8` is --min-cosine-int8."""
     return float(getattr(arguments, name if name.startswith("min") else f"tolerance_{name}"))
-
-
-def progress_line(trial: Trial, repeat: int) -> str:
-    """One line on a finished trial."""
-    what = f"round {trial.round}/{repeat} {trial.contender.label}: "
-    if trial.measurement is None:
-        return f"{what}failed: {trial.error}"
-    return f"{what}{trial.measurement.rows_per_s:,.1f} rows/s in {trial.measurement.run_s:.1f} s"
 
 
 def read_settings(arguments: argparse.Namespace, workload: str, model: ModelSpec, texts: list[str]) -> dict[str, Any]:
@@ -160,7 +154,7 @@ def read_settings(arguments: argparse.Namespace, workload: str, model: ModelSpec
         "workload": workload,
         "rows": len(texts),
         "characters": sum(map(len, texts)),
-        "model": model.model_dump(exclude={"folder"}),
+        "model": model.told(),
     }
 
 
@@ -170,16 +164,7 @@ def write_json(
     """Everything the table shows, and every single trial."""
     content["contenders"] = [summary.model_dump() for summary in summaries]
     content["end_to_end"] = [one.model_dump() for one in whole]
-    content["trials"] = [
-        {
-            "contender": trial.contender.label,
-            "round": trial.round,
-            "measurement": trial.measurement and trial.measurement.model_dump(),
-            "parity": trial.parity and vars(trial.parity),
-            "error": trial.error,
-        }
-        for trial in trials
-    ]
+    content["trials"] = [trial.told() for trial in trials]
     save_json(file, content)
 
 
@@ -196,4 +181,7 @@ def print_names(screen: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except PackhorseError as error:
+        sys.exit(f"compare.py: {error}")

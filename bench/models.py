@@ -12,7 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.contract import SEED, ModelSpec, Pooling
+from packhorse.comparison.contract import SEED, ModelSpec
+from packhorse.comparison.subject import subject_of
+from packhorse.models.find import Found
 
 # BERT's own is 0.02; with 0.05 the outputs of a random model differ between rows.
 INITIALIZER_RANGE = 0.05
@@ -54,46 +56,7 @@ def resolve(name: str) -> ModelSpec:
 
 def describe(name: str, folder: Path) -> ModelSpec:
     """Read from the folder's own files what the model does and how many tokens it takes."""
-    if (folder / "modules.json").is_file():
-        return _describe_sentence_transformer(name, folder)
-    architectures = _read_json(folder / "config.json").get("architectures") or []
-    if not any(str(architecture).endswith("ForSequenceClassification") for architecture in architectures):
-        raise SystemExit(
-            f"--model {name}: architectures {architectures} in config.json. The benchmark knows "
-            "...ForSequenceClassification and folders of sentence-transformers (with a modules.json)"
-        )
-    return ModelSpec(name=name, folder=folder, task="text-classification", max_length=_model_max_length(folder))
-
-
-def _describe_sentence_transformer(name: str, folder: Path) -> ModelSpec:
-    modules = _read_json(folder / "modules.json")
-    kinds = [module["type"].rpartition(".")[2] for module in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise SystemExit(f"--model {name}: modules {kinds}; the reference knows Transformer, Pooling and Normalize")
-    settings = _read_json(folder / "sentence_bert_config.json")
-    return ModelSpec(
-        name=name,
-        folder=folder,
-        task="embedding",
-        max_length=settings.get("max_seq_length") or _model_max_length(folder),
-        pooling=_pooling(_read_json(folder / modules[1]["path"] / "config.json")),
-        normalize=kinds[-1] == "Normalize",
-    )
-
-
-def _pooling(settings: dict[str, Any]) -> Pooling:
-    modes = {key: value for key, value in settings.items() if key.startswith("pooling_mode") and value}
-    if modes in ({"pooling_mode_mean_tokens": True}, {"pooling_mode": "mean"}):
-        return "mean"
-    if modes in ({"pooling_mode_cls_token": True}, {"pooling_mode": "cls"}):
-        return "cls"
-    raise SystemExit(f"the pooling {modes} is not known to the reference, which does mean and cls")
-
-
-def _model_max_length(folder: Path) -> int:
-    # A tokenizer without a limit says 1e30; the model's positions are then the limit.
-    positions = int(_read_json(folder / "config.json").get("max_position_embeddings", BERT_MAX_LENGTH))
-    return min(int(_read_json(folder / "tokenizer_config.json").get("model_max_length", positions)), positions)
+    return subject_of(Found(folder, name, None), name)
 
 
 def _read_json(file: Path) -> Any:

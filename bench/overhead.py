@@ -32,7 +32,8 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import workloads
-from bench.contract import SEED
+from packhorse.comparison.contract import SEED
+from packhorse.comparison.rows import write_rows as write_rows_file
 
 WORDS = (2, 24)  # per row: a mean of 13 tokens, as SST-2
 BARE_BATCH = 10_000
@@ -61,7 +62,7 @@ def write_workload(path: Path, num_rows: int, data: Path) -> None:
         raise SystemExit(f"--rows {num_rows}: reviews+sst2 has {len(texts):,} rows")
     texts = texts[:num_rows]
     random.Random(SEED).shuffle(texts)
-    workloads.write_rows(path, texts, list(range(num_rows)))
+    write_rows_file(path, texts, list(range(num_rows)))
 
 
 def model_folder() -> Path:

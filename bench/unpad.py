@@ -26,9 +26,10 @@ import numpy as np
 import torch
 
 from bench import models, workloads
-from bench.contenders._torch import device, load_model
-from bench.contract import SEED, ModelSpec
-from bench.machine import read_machine, read_versions, save_json
+from packhorse.comparison.contenders._torch import device, load_model
+from packhorse.comparison.contract import SEED, ModelSpec
+from packhorse.comparison.machine import read_machine, read_versions
+from packhorse.comparison.rows import save_json
 
 BATCH_SIZE = 32
 WARMUP_ROWS = 4

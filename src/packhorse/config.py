@@ -12,8 +12,8 @@ from packhorse.errors import UsageError, did_you_mean
 # Settings that change neither which rows are computed nor what is written for them.
 # Input and model are compared by their content instead.
 NOT_IN_MANIFEST = frozenset(
-    {"model", "revision", "input", "output", "devices", "tokenizer_threads"}
-    | {"on_error", "max_error_rate", "overwrite", "quiet", "progress"}
+    {"model", "revision", "input", "output", "devices", "tokenizer_threads", "tune", "plan"}
+    | {"on_error", "max_error_rate", "overwrite", "quiet", "progress", "price_per_hour"}
 )
 
 OUTPUT_FORMATS = (".parquet", ".jsonl")
@@ -71,6 +71,8 @@ class EngineConfig(BaseModel):
     """Type of the embedding column."""
     scores: Literal["top", "all"] = "top"
     """all: adds a `scores` column with every label's score."""
+    tune: Literal["off", "quick", "full"] = "quick"
+    """quick: ways are measured where that repays itself, for about 3% of the run; full: all of them; off: none."""
     tokenizer_threads: int | None = Field(None, ge=1)
     """Threads that tokenize; default: one a core."""
     tokenizer: Literal["auto", "hf", "tokie", "nanotoken"] = "auto"
@@ -134,6 +136,28 @@ class RunConfig(EngineConfig):
     """No progress, no summary; errors only."""
     progress: Literal["auto", "plain", "json", "none"] = "auto"
     """auto: a line that moves in a terminal, plain lines elsewhere; json: one object a line on stderr."""
+    plan: str | None = None
+    """File with a plan to carry out instead of deciding anew."""
+    price_per_hour: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """What an hour of this machine costs, in any currency; the report then says what the run cost."""
+
+    @model_validator(mode="after")
+    def _plan_decides(self) -> Self:
+        decided = (
+            "backend",
+            "precision",
+            "exact",
+            "tolerance",
+            "attention",
+            "batching",
+            "batch_size",
+            "max_batch_tokens",
+        )
+        given = [name for name in decided if getattr(self, name) != type(self).model_fields[name].default]
+        if self.plan is not None and given:
+            flag = "--" + given[0].replace("_", "-")
+            raise ValueError(f"--plan {self.plan} decides that already: drop {flag}, or --plan")
+        return self
 
     @field_validator("output")
     @classmethod

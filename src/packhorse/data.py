@@ -15,6 +15,7 @@ import pyarrow as pa
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
@@ -186,16 +187,51 @@ def reduction_json(reduction: Reduction) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionCost:
+    """Layers that attend alike. Counted are the (query, key) pairs that a mask leaves, of a row alone, not padded."""
+
+    flops_per_pair: float  # of all these layers together: 2 x heads x (head size of the keys + that of the values) each
+    is_causal: bool = False  # a token sees itself and those before it
+    reach: int | None = None  # tokens i and j see each other where |i - j| <= reach; None: at any distance
+
+    def num_pairs(self, lengths: Int64s) -> Float64s:
+        """[n] of rows of s tokens. With m = min(reach, s - 1), the distance that is reached: s (m + 1) - m (m + 1) / 2
+        where attention is causal, s (2 m + 1) - m (m + 1) where not; at any distance s (s + 1) / 2 and s²."""
+        s = np.asarray(lengths, np.float64)
+        m = np.maximum(s - 1 if self.reach is None else np.minimum(self.reach, s - 1), 0.0)
+        on_one_side = s * m - m * (m + 1) / 2
+        pairs: Float64s = s + (on_one_side if self.is_causal else 2 * on_one_side)
+        return pairs
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCost:
-    """FLOPs of a forward: per_token * Σs + per_row * n + per_token_squared * Σs² over sequence lengths s."""
+    """FLOPs of a forward over sequence lengths s: per_token * Σs + per_row * n + those of every kind of attention."""
 
     per_token: float = 0.0
     per_row: float = 0.0
-    per_token_squared: float = 0.0
+    attention: tuple[AttentionCost, ...] = ()
 
     def flops(self, lengths: Int64s) -> float:
-        squares = float(np.square(lengths, dtype=np.float64).sum())
-        return self.per_token * float(lengths.sum()) + self.per_row * len(lengths) + self.per_token_squared * squares
+        of_pairs = sum(kind.flops_per_pair * float(kind.num_pairs(lengths).sum()) for kind in self.attention)
+        return self.per_token * float(lengths.sum()) + self.per_row * len(lengths) + of_pairs
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self) | {"attention": [asdict(kind) for kind in self.attention]}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> ModelCost:
+        """Raises KeyError, TypeError or ValueError where it is of another shape."""
+        kinds = tuple(
+            AttentionCost(
+                float(kind["flops_per_pair"]),
+                bool(kind["is_causal"]),
+                None if kind["reach"] is None else int(kind["reach"]),
+            )
+            for kind in value["attention"]
+        )
+        return cls(float(value["per_token"]), float(value["per_row"]), kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +246,7 @@ class LoadRequest:
     threads: int  # inside an operator, each worker's
     trial: Tokens  # a few short rows of different lengths, the first two equal
     rows: Tokens  # up to 512 rows of this job, spread over their lengths; none where the job is not known yet
+    longest: int | None  # tokens of the job's longest row; None where not all rows are known
     attention: str  # auto, or what --attention asks for
     provider: str  # auto, or the execution provider that --provider asks for
     onnx_file: str | None

@@ -14,15 +14,16 @@ from packhorse.errors import UsageError
 from packhorse.executors.local import Stop
 from packhorse.job import Job
 from packhorse.loading import Loader
+from packhorse.loading.choosing import Texts, choose
 from packhorse.manifest import RunFolder
 from packhorse.metrics import RunReport
 from packhorse.plans import Plan
 from packhorse.readers import open_input
-from packhorse.readers.columns import guess_text_column, has_lone_surrogate
+from packhorse.readers.columns import column_texts, guess_text_column, has_lone_surrogate
 from packhorse.readers.cut import ShardRows
 from packhorse.readers.table import TableReader
 from packhorse.report.reporter import Reporter
-from packhorse.shard import Budget, Stages, column_texts, predict
+from packhorse.shard import Budget, Stages, predict
 from packhorse.stages import Reader
 from packhorse.tuning.gate import MIN_JOB_ROWS
 
@@ -114,6 +115,7 @@ class Engine:
         unfit = [name for name in job if name in EngineConfig.model_fields]
         if unfit:
             raise UsageError(f"{unfit[0]!r} is a setting of the engine: give it to load(), not to run()")
+        self._drop_stages()  # the job may need other models
         return run_with(self._loader, self.settings, input, output, job)
 
     def close(self) -> None:
@@ -132,7 +134,8 @@ class Engine:
     def _decide(self, texts: list[str | None], pairs: list[str | None] | None) -> Plan:
         self._loader.see(texts, pairs)
         is_judged = self.settings.precision == "auto" or self.settings.tolerance is not None
-        return self._loader.plan(self._loader.choose_precision(len(texts) if is_judged else 0), TEXT, None)
+        _, plan = choose(self._loader, len(texts) if is_judged else 0, Texts(TEXT, None), is_job=False)
+        return plan
 
     def _decide_anew(self, rows: ShardRows) -> None:
         """Precision, tokenizer and the scales of int8 were left open for want of rows; now there may be enough."""

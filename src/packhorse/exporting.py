@@ -12,9 +12,8 @@ from packhorse.data import Position
 from packhorse.errors import UsageError
 from packhorse.loading import Loader
 from packhorse.readers import open_input
-from packhorse.readers.columns import guess_text_column
+from packhorse.readers.columns import column_texts, guess_text_column
 from packhorse.readers.cut import cut_shards
-from packhorse.shard import column_texts
 
 BACKENDS = ("onnx", "openvino")
 CALIBRATION_ROWS = 1_024

@@ -16,19 +16,24 @@ from packhorse.devices.host import rss_peak_bytes
 from packhorse.errors import ChangedError, InterruptedRunError, RowFailedError, TooManyErrorsError
 from packhorse.executors.local import Outcome, Stop, run_shards
 from packhorse.loading import Loader
+from packhorse.loading.choosing import Texts, choose
+from packhorse.loading.replaying import replayed
 from packhorse.manifest import Commit, RunFolder, check_unchanged
-from packhorse.metrics import Counters, LiveCounters, RunReport
+from packhorse.metrics import Counters, LiveCounters, RunReport, activation_bytes
 from packhorse.plans import Plan
+from packhorse.readers.columns import column_texts
 from packhorse.readers.cut import ShardRows, cut_shards
+from packhorse.readers.sample import take_sample
+from packhorse.report.html import render
+from packhorse.report.recorder import Recorder
 from packhorse.report.reporter import Reporter
 from packhorse.selection import check_apart, choose_columns, read_schema
-from packhorse.shard import Budget, Budgets, Forwarded, Stages, column_texts, predict
+from packhorse.shard import Budget, Budgets, Forwarded, Stages, predict
 from packhorse.stages import Reader, Writer
 from packhorse.writers import make_writer
 
 MIN_ROWS_FOR_RATE = 1_000  # --max-error-rate is looked at from here on
 PREVIEW_ROWS = 3
-SAMPLE_ROWS = 1_024
 
 
 class Job:
@@ -56,29 +61,33 @@ class Job:
         """Raises a PackhorseError of the fitting class; the run folder can be continued after any of them."""
         self._folder.check_is_ours(self._config.overwrite)
         self._folder.lock()
+        given = self._loader
         try:
             return self._run_locked()
         finally:
             self._folder.unlock()
+            if self._loader is not given:  # another backend, for this job alone
+                self._loader.drop(self._loader.loaded)
 
     def _run_locked(self) -> RunReport:
         identity = {
             "settings": self._config.settings(),
             "input": self._fingerprint,
-            "model": self._loader.model_identity(),
+            "model": self._loader.material.identity(),
         }
         if self._config.overwrite or not self._folder.exists:
             self._folder.clear()
-            manifest = self._new_manifest(identity, self._see_rows())
+            plan = self._new_plan(identity)
         else:
             manifest = self._folder.manifest()
             check_unchanged(manifest, identity)
             if manifest.get("finished"):
                 self._folder.check_finished(manifest)
                 return self._already_finished(manifest)
+            plan = Plan(**manifest["plan"])
+            self._loader = self._loader.sibling(plan.backend)
             check_unchanged(manifest["plan"], {"versions": self._loader.versions()})
             self._see_rows()
-        plan = Plan(**manifest["plan"])
         self._loader.replay(plan)
         stages = self._loader.stages(plan, self._columns.keep, self._config.output_prefix)
         self._reporter.plan(plan, self._config.model)
@@ -88,15 +97,16 @@ class Job:
             stages.tokenizer.close()
 
     def _see_rows(self) -> float:
-        """Shows the loader the input's first rows; estimated rows of the job."""
-        first = next(self._shards(Position(0, 0), 0, 0, SAMPLE_ROWS), None)
-        texts = [column_texts(first.table[name], first.errors) if first else [] for name in self._columns.texts]
-        self._loader.see(texts[0], texts[1] if len(texts) > 1 else None)
-        return self._estimated_rows(first.shard) if first else 0
+        """Shows the loader rows of the input; estimated rows of the job."""
+        sample = take_sample(self._reader, self._columns.texts, self._config.limit)
+        self._loader.see(sample.texts[0], sample.pairs, sample.is_whole)
+        return sample.total_rows
 
-    def _new_manifest(self, identity: dict[str, Any], job_rows: float) -> dict[str, Any]:
+    def _new_plan(self, identity: dict[str, Any]) -> Plan:
         """Decides the plan and writes the manifest, before the first shard."""
-        plan = self._loader.plan(self._loader.choose_precision(job_rows), self._columns.text, self._columns.pair)
+        texts = Texts(self._columns.text, self._columns.pair)
+        total_rows, asked = self._see_rows(), self._config.plan
+        self._loader, plan = replayed(self._loader, asked, texts) if asked else choose(self._loader, total_rows, texts)
         manifest = {
             **identity,
             "plan": plan.model_dump(mode="json"),
@@ -104,7 +114,7 @@ class Job:
             "finished": False,
         }
         self._folder.write_manifest(manifest)
-        return manifest
+        return plan
 
     def _compute(self, plan: Plan, stages: Stages, commits: list[Commit]) -> RunReport:
         self._folder.check_parts(commits)
@@ -118,21 +128,23 @@ class Job:
         report = self._new_report(plan, commits)
         self._check_error_rate(report.counters, "in an earlier run")
         live = LiveCounters(done_before=row)
+        recorder = Recorder(live, plan.device)
         shards = self._watched(
             self._shards(last.end if last else Position(0, 0), len(commits), row, self._config.shard_rows, stages),
             live,
         )
-        with self._reporter.progress(live):
+        with recorder.energy, self._reporter.progress(live):
             outcome = run_shards(
                 shards,
                 stages,
                 budgets,
-                lambda done, table: self._commit(done, table, report),
+                lambda done, table: self._commit(done, table, report, recorder),
                 self._lower_budget,
                 live,
                 self._stop,
             )
-        return self._end(report, outcome, plan, stages, live)
+            report.wall_s = live.elapsed_s
+        return self._end(report, outcome, plan, stages, recorder)
 
     def _shards(
         self, start: Position, index: int, row: int, shard_rows: int | None, stages: Stages | None = None
@@ -161,7 +173,7 @@ class Job:
             texts = column_texts(first.table[self._columns.text], first.errors)
             self._reporter.preview(texts, predict(first, dataclasses.replace(stages, keep=[]), budget))
 
-    def _commit(self, done: Forwarded, table: pa.Table, report: RunReport) -> None:
+    def _commit(self, done: Forwarded, table: pa.Table, report: RunReport, recorder: Recorder) -> None:
         if done.errors and self._config.on_error == "fail":
             at, error = next(iter(done.errors.items()))
             raise RowFailedError(
@@ -176,6 +188,7 @@ class Job:
         report.counters += done.counters
         report.parts.append(commit.part)
         report.shards += 1
+        recorder.committed(done.shard.num_rows, done.shard.first_row, done.errors)
         self._check_error_rate(report.counters, _first_error(done))
 
     def _check_error_rate(self, counters: Counters, first: str) -> None:
@@ -208,10 +221,14 @@ class Job:
             setup_s=time.perf_counter() - self._begin,
             shards=len(commits),
             parts=[c.part for c in commits],
+            model=self._config.model,
+            input=self._config.input,
+            price_per_hour=self._config.price_per_hour,
+            html_path=str(self._folder.html_path),
         )
 
-    def _end(self, report: RunReport, outcome: Outcome, plan: Plan, stages: Stages, live: LiveCounters) -> RunReport:
-        report.this_run, report.wall_s = outcome.counters, live.elapsed_s
+    def _end(self, report: RunReport, outcome: Outcome, plan: Plan, stages: Stages, recorder: Recorder) -> RunReport:
+        report.this_run = outcome.counters
         report.wait_input_s, report.wait_output_s = outcome.wait_input_s, outcome.wait_output_s
         report.peak_bytes, report.device_peak_bytes = rss_peak_bytes(), stages.model.peak_bytes()
         if self._stop.event.is_set():
@@ -222,13 +239,22 @@ class Job:
             raise ChangedError(f"{self._config.input} changed while it was read; --overwrite starts anew")
         if report.this_run.flops:
             report.gemm_flops_per_s = self._loader.gemm(plan.precision, report.flops_per_s)
+            report.ceilings, report.weight_bytes = self._loader.ceilings(plan.precision), stages.model.weight_bytes
+            about = self._loader.description
+            report.activation_bytes_per_token = activation_bytes(
+                about.num_layers, about.attention_width, plan.precision
+            )
         report.status = "finished"
         report.sha256 = self._folder.finish(
             report.rows, self._folder.commits(), self._writer.extension, self._writer.assemble
         )
-        self._folder.write_report(report.to_dict())
+        recorder.fill(report)
+        self._write_report(report.to_dict())
         self._reporter.summary(report)
         return report
+
+    def _write_report(self, report: dict[str, Any]) -> None:
+        self._folder.write_report(report, render(report))
 
     def _commit_empty(self, report: RunReport, stages: Stages) -> None:
         """An input without rows gives an output without rows that still has its columns."""
@@ -244,7 +270,7 @@ class Job:
         report = self._new_report(Plan(**manifest["plan"]), self._folder.commits())
         report.status, report.sha256 = "already_finished", manifest.get("sha256")
         if not self._folder.has_report:  # the run that finished was stopped before it could write one
-            self._folder.write_report(report.to_dict())
+            self._write_report(report.to_dict() | self._folder.report())
         self._reporter.summary(report)
         return report
 

@@ -5,7 +5,7 @@
       _packhorse/
         manifest.json           fingerprints, settings, plan, budgets; rewritten by rename
         shards/000000.json      one a commit, immutable, written after its part
-        report.json
+        report.json, report.html
         lock                    held with flock while a run works; says who holds it
 
 manifest.json: {"format": 1, "settings", "input", "model", "plan", "budgets": [[first shard, tokens, rows]], "finished",
@@ -136,7 +136,8 @@ class RunFolder:
         if self.file is not None:
             self.file.unlink(missing_ok=True)
         shutil.rmtree(self.state / "shards", ignore_errors=True)
-        (self.state / "report.json").unlink(missing_ok=True)
+        for report in (self.state / "report.json", self.html_path):
+            report.unlink(missing_ok=True)
         (self.state / "shards").mkdir(parents=True, exist_ok=True)
 
     def manifest(self) -> dict[str, Any]:
@@ -221,11 +222,27 @@ class RunFolder:
         return manifest.get("sha256")
 
     @property
-    def has_report(self) -> bool:
-        return (self.state / "report.json").is_file()
+    def html_path(self) -> Path:
+        return self.state / "report.html"
 
-    def write_report(self, report: dict[str, Any]) -> None:
+    @property
+    def has_report(self) -> bool:
+        """Whether both files of it are there."""
+        return (self.state / "report.json").is_file() and self.html_path.is_file()
+
+    def report(self) -> dict[str, Any]:
+        """report.json as it was written; empty where there is none. Raises DamagedError where it is no JSON."""
+        path = self.state / "report.json"
+        try:
+            report: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+        except ValueError as error:
+            raise DamagedError(f"{path}: cannot be read: {error}; deleted, it is written anew") from error
+        return report
+
+    def write_report(self, report: dict[str, Any], html: str) -> None:
+        """report.json and the same as a page."""
         self.disk.write_atomic(self.state / "report.json", json.dumps(report, indent=1).encode())
+        self.disk.write_atomic(self.html_path, html.encode())
 
 
 def sealed(record: dict[str, Any]) -> bytes:

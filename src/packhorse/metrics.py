@@ -1,115 +1,40 @@
-"""Counters and timers that add, and the report made of them."""
+"""The report of a run: what was counted, and every figure that follows from it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from packhorse.counters import Counters, LiveCounters
+from packhorse.histogram import BUCKETS
 
-@dataclass
-class Counters:
-    """What one shard, or many, did. Adding two gives the counters of both; times are busy seconds of a lane."""
+__all__ = ["Counters", "LiveCounters", "RunReport", "activation_bytes"]
 
-    rows: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)  # what was not as planned, and in how many shards
-    truncated_rows: int = 0
-    truncated_tokens: int = 0
-    duplicate_rows: int = 0
-    real_tokens: int = 0  # of the rows that were computed, special tokens included
-    row_tokens: int = 0  # of all rows: duplicates count each time
-    computed_tokens: int = 0  # padding included
-    batches: int = 0
-    flops: float = 0.0  # useful: real tokens only
-    read_s: float = 0.0
-    tokenize_s: float = 0.0
-    compute_s: float = 0.0
-    finish_s: float = 0.0
-    write_s: float = 0.0
-
-    @property
-    def error_rows(self) -> int:
-        return sum(self.errors.values())
-
-    def __iadd__(self, other: Counters) -> Counters:
-        for item in fields(self):
-            mine, theirs = getattr(self, item.name), getattr(other, item.name)
-            if isinstance(mine, dict):
-                setattr(self, item.name, {k: mine.get(k, 0) + theirs.get(k, 0) for k in {**mine, **theirs}})
-            else:
-                setattr(self, item.name, mine + theirs)
-        return self
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Adds the seconds of the block to the timer of that name."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
-
-    def deterministic(self) -> dict[str, Any]:
-        """The counters without the timers: what two runs of one plan share."""
-        return {k: v for k, v in asdict(self).items() if not k.endswith("_s")}
+VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
+VALUES_PER_LAYER = 20
+DERIVED = (
+    "rows", "error_rows", "rows_per_s", "tokens_per_s", "padding_efficiency", "total_s", "device_busy_share",
+    "flops_per_s", "gemm_share", "device_flops_per_s", "device_gemm_share", "moved_bytes", "arithmetic_intensity",
+    "lanes", "limiting_stage", "lengths", "throughput", "cost", "cost_per_million_rows", "energy_j_per_row",
+)  # fmt: skip
 
 
-@dataclass
-class LiveCounters:
-    """What the progress line shows while batches run. Each lane adds its own part."""
+def activation_bytes(num_layers: int, width: int, precision: str) -> int:
+    """Bytes of activations that a token reads and writes on its way through a transformer.
 
-    rows: int = 0
-    real_tokens: int = 0
-    computed_tokens: int = 0
-    planned_rows: int = 0  # of shards that were tokenized so far
-    planned_tokens: int = 0
-    done_before: int = 0  # rows that an earlier process committed
-    total_rows: float | None = None  # of the whole job; an estimate where the input does not tell
-    started: float = field(default_factory=time.perf_counter)
-
-    def add_batch(self, rows: int, real_tokens: int, computed_tokens: int) -> None:
-        self.rows += rows
-        self.real_tokens += real_tokens
-        self.computed_tokens += computed_tokens
-
-    def planned(self, rows: int, tokens: int) -> None:
-        self.planned_rows += rows
-        self.planned_tokens += tokens
-
-    def snapshot(self) -> tuple[int, int, int]:
-        return self.rows, self.real_tokens, self.computed_tokens
-
-    def restore(self, before: tuple[int, int, int]) -> None:
-        """Takes back what was counted for a shard that is computed again."""
-        self.rows, self.real_tokens, self.computed_tokens = before
-
-    @property
-    def elapsed_s(self) -> float:
-        return max(time.perf_counter() - self.started, 1e-9)
-
-    @property
-    def padding_efficiency(self) -> float:
-        return self.real_tokens / self.computed_tokens if self.computed_tokens else 1.0
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds left, from tokens: the longest rows of a shard come first, so rows would mislead. None: unknown."""
-        if self.total_rows is None or not self.real_tokens or not self.planned_rows:
-            return None
-        unplanned = max(self.total_rows - self.done_before - self.planned_rows, 0)
-        tokens = self.planned_tokens - self.real_tokens + unplanned * self.planned_tokens / self.planned_rows
-        return tokens * self.elapsed_s / self.real_tokens
+    Per layer 20 values of the hidden size h: what goes into and comes out of the linear layers and attention (query,
+    key and value h + 3h, attention 3h + h, its projection h + h, a feed-forward of four times the width h + 4h and
+    4h + h), each once.
+    """
+    return num_layers * VALUES_PER_LAYER * width * VALUE_BYTES.get(precision, 4)
 
 
 @dataclass
 class RunReport:
-    """How a run went. Times in seconds, sizes in bytes, rates per second of wall time.
+    """How a run went. Times in seconds, sizes in bytes, energy in joules, rates per second of wall time.
 
-    `counters` are those of all committed shards, `this_run` those of this process alone; rates and shares
-    are of this process.
+    `counters` are those of all committed shards, `this_run` those of this process alone; rates, shares, samples,
+    examples of errors, cost and energy are of this process.
     """
 
     output: str
@@ -117,6 +42,8 @@ class RunReport:
     plan: dict[str, Any]
     counters: Counters
     this_run: Counters
+    model: str = ""
+    input: str = ""
     wall_s: float = 0.0  # from the first row read to the last commit
     setup_s: float = 0.0  # loading, fingerprints, choosing the precision
     wait_input_s: float = 0.0
@@ -124,13 +51,34 @@ class RunReport:
     peak_bytes: int = 0
     device_peak_bytes: int | None = None
     gemm_flops_per_s: float | None = None  # best measured on this device at this precision
+    ceilings: dict[str, Any] | None = None  # devices.ceilings.Ceilings as JSON values; None where not measured
+    weight_bytes: int = 0  # of the loaded model, as a batch reads them; 0: not known
+    activation_bytes_per_token: int = 0  # activation_bytes(); 0: not known
     shards: int = 0
     parts: list[str] = field(default_factory=list)
     sha256: str | None = None  # of a one-file output
+    samples: list[dict[str, float]] = field(default_factory=list)  # running totals, at most 240 of them
+    commits: list[dict[str, float]] = field(default_factory=list)  # likewise
+    error_examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by kind: row, message
+    machine: dict[str, Any] = field(default_factory=dict)
+    price_per_hour: float | None = None  # in any currency
+    energy_j: float | None = None  # of the wall time, without set-up
+    energy_sources: dict[str, float] = field(default_factory=dict)  # joules by what was measured
+    energy_reason: str = ""  # what is not in it, and why
+    html_path: str = ""  # of report.html
 
     @property
     def rows(self) -> int:
         return self.counters.rows
+
+    @property
+    def error_rows(self) -> int:
+        return self.counters.error_rows
+
+    @property
+    def total_s(self) -> float:
+        """Wall time and set-up."""
+        return self.wall_s + self.setup_s
 
     @property
     def rows_per_s(self) -> float:
@@ -154,19 +102,114 @@ class RunReport:
         return self.this_run.flops / self.wall_s if self.wall_s else 0.0
 
     @property
+    def device_flops_per_s(self) -> float:
+        """Useful FLOP/s over the time in which the device computed."""
+        return self.this_run.flops / self.this_run.compute_s if self.this_run.compute_s else 0.0
+
+    @property
     def gemm_share(self) -> float | None:
         """Useful FLOP/s as a share of the best matrix product measured on this device; None if not measured."""
         return self.flops_per_s / self.gemm_flops_per_s if self.gemm_flops_per_s else None
 
+    @property
+    def device_gemm_share(self) -> float | None:
+        return self.device_flops_per_s / self.gemm_flops_per_s if self.gemm_flops_per_s else None
+
+    @property
+    def moved_bytes(self) -> int | None:
+        """All weights once a batch, and the activations of the computed tokens; None where the weights are not known.
+
+        What a cache keeps from one layer to the next is counted all the same: an upper bound of the memory's traffic.
+        """
+        if not self.weight_bytes or not self.this_run.batches:
+            return None
+        activations = self.activation_bytes_per_token * self.this_run.computed_tokens
+        return self.weight_bytes * self.this_run.batches + activations
+
+    @property
+    def arithmetic_intensity(self) -> float | None:
+        """Useful FLOPs per byte moved: the x axis of a roofline (Williams, Waterman and Patterson, 2009)."""
+        return self.this_run.flops / self.moved_bytes if self.moved_bytes and self.this_run.flops else None
+
+    @property
+    def lanes(self) -> list[dict[str, Any]]:
+        """The three lanes that work at the same time, each with its stages in seconds and as shares of wall time."""
+        c, waits = self.this_run, (self.wait_input_s, self.wait_output_s)
+        lanes: list[tuple[str, dict[str, float], dict[str, float]]] = [
+            ("read and tokenize", {"read": c.read_s, "tokenize": c.tokenize_s}, {}),
+            ("compute", {"compute": c.compute_s}, dict(zip(("wait for input", "wait for output"), waits, strict=True))),
+            ("finish and write", {"finish": c.finish_s, "write": c.write_s}, {}),
+        ]
+        return [self._lane(*lane) for lane in lanes] if self.wall_s else []
+
+    def _lane(self, name: str, busy: dict[str, float], waits: dict[str, float]) -> dict[str, Any]:
+        rest = {"other" if waits else "idle": max(self.wall_s - sum(busy.values()) - sum(waits.values()), 0.0)}
+        stages = [
+            {"name": stage, "seconds": seconds, "share": seconds / self.wall_s, "is_busy": stage in busy}
+            for stage, seconds in (busy | waits | rest).items()
+        ]
+        return {"name": name, "busy_share": sum(busy.values()) / self.wall_s, "stages": stages}
+
+    @property
+    def limiting_stage(self) -> str | None:
+        """The longest stage of the busiest lane: reading, tokenizing, computing or writing. None without rows."""
+        c = self.this_run
+        lanes: list[dict[str, float]] = [
+            {"reading": c.read_s, "tokenizing": c.tokenize_s},
+            {"computing": c.compute_s},
+            {"writing": c.finish_s + c.write_s},
+        ]
+        busiest = max(lanes, key=lambda lane: sum(lane.values()))
+        return max(busiest, key=lambda stage: busiest[stage]) if c.rows else None
+
+    @property
+    def lengths(self) -> list[dict[str, Any]]:
+        """By bucket of token length, shortest first: rows with tokens (of all shards), what was computed of them."""
+        c, total = self.counters, sum(self.counters.length_rows.values())
+        return [
+            {
+                "tokens": bucket,
+                "rows": c.length_rows[bucket],
+                "share": c.length_rows[bucket] / total,
+                "real_tokens": c.length_tokens.get(bucket, 0),
+                "computed_tokens": c.length_computed.get(bucket, 0),
+                "padding_efficiency": _ratio(c.length_tokens.get(bucket, 0), c.length_computed.get(bucket, 0)),
+            }
+            for bucket in BUCKETS
+            if c.length_rows.get(bucket)
+        ]
+
+    @property
+    def throughput(self) -> list[dict[str, float]]:
+        """Rates per second between each sample and the one before it."""
+        start = {"elapsed_s": 0.0, "rows": 0.0, "real_tokens": 0.0, "computed_tokens": 0.0}
+        return [_rates(before, after) for before, after in zip([start, *self.samples], self.samples, strict=False)]
+
+    @property
+    def cost(self) -> float | None:
+        """Of wall time and set-up."""
+        return None if self.price_per_hour is None else self.price_per_hour * self.total_s / 3_600
+
+    @property
+    def cost_per_million_rows(self) -> float | None:
+        return None if self.cost is None or not self.this_run.rows else self.cost / self.this_run.rows * 1e6
+
+    @property
+    def energy_j_per_row(self) -> float | None:
+        return self.energy_j / self.this_run.rows if self.energy_j and self.this_run.rows else None
+
     def to_dict(self) -> dict[str, Any]:
         """All fields and derived figures, as JSON values."""
-        derived = (
-            "rows",
-            "rows_per_s",
-            "tokens_per_s",
-            "padding_efficiency",
-            "device_busy_share",
-            "flops_per_s",
-            "gemm_share",
-        )
-        return asdict(self) | {name: getattr(self, name) for name in derived}
+        return asdict(self) | {name: getattr(self, name) for name in DERIVED}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _rates(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    seconds = max(after["elapsed_s"] - before["elapsed_s"], 1e-9)
+    rates = {
+        f"{name}_per_s": (after[name] - before[name]) / seconds for name in ("rows", "real_tokens", "computed_tokens")
+    }
+    return {"begin_s": before["elapsed_s"], "end_s": after["elapsed_s"]} | rates

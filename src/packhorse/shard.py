@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from packhorse.data import Batch, BatchPlan, Float32s, Int64s, RowError, Shard, Tokenized, Tokens
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
+from packhorse.histogram import by_length, shares
 from packhorse.metrics import Counters
+from packhorse.readers.columns import column_texts
 from packhorse.readers.cut import ShardRows
 from packhorse.stages import LoadedModel, Output, Planner, Task, Tokenizer
 from packhorse.tokenize.dedup import Unique, all_rows, unique_rows
@@ -124,6 +125,8 @@ def prepare(rows: ShardRows, stages: Stages, budget: Budget) -> Prepared:
     counters.truncated_rows, counters.truncated_tokens = tokenized.truncated_rows, tokenized.truncated_tokens
     counters.duplicate_rows = int((unique.inverse >= 0).sum()) - len(unique.rows)
     counters.real_tokens, counters.row_tokens = int(lengths[unique.rows].sum()), int(lengths.sum())
+    counters.length_rows = by_length(lengths)
+    counters.length_tokens = by_length(lengths[unique.rows], lengths[unique.rows])
     counters.flops = stages.model.cost.flops(lengths[unique.rows])
     plan = _plan(lengths[unique.rows], stages, budget)
     return Prepared(rows.shard, rows.table, tokenized, unique, plan, budget, counters)
@@ -148,7 +151,7 @@ def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatc
     values = np.full((len(unique.rows), stages.model.reduction.width), np.nan, np.float32)
     errors: dict[int, RowError] = {}
     in_flight: deque[tuple[np.ndarray, Output]] = deque()
-    computed_tokens = 0
+    row_computed = np.zeros(len(unique.rows), np.int64)
 
     def collect(rows: np.ndarray, output: Output) -> None:
         _collect(rows, output, values, errors, lambda row: _start(stages.model, tokens, unique, row))
@@ -160,11 +163,12 @@ def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatc
             while len(in_flight) > stages.model.in_flight:
                 collect(*in_flight.popleft())
             computed = stages.model.computed_tokens(lengths[rows])
-            computed_tokens += computed
+            row_computed[rows] = shares(lengths[rows], computed, stages.model.is_packed)
             on_batch(len(rows), int(lengths[rows].sum()), computed)
         while in_flight:
             collect(*in_flight.popleft())
-    counters.computed_tokens, counters.batches = computed_tokens, prepared.plan.num_batches
+    counters.computed_tokens, counters.batches = int(row_computed.sum()), prepared.plan.num_batches
+    counters.length_computed = by_length(lengths, row_computed)
     on_batch(prepared.shard.num_rows - len(unique.rows), 0, 0)  # duplicates and rows in error are done with them
     spread = _spread(values, unique, prepared.shard.num_rows)
     row_errors = _all_errors(spread, prepared.tokenized, unique, errors, stages.task.max_value)
@@ -208,16 +212,6 @@ def _retokenized(shard: Shard, tokenized: Retokenized) -> str:
     row = shard.first_row + tokenized.difference.row
     where = f"in shard {shard.index}, row {row:,}"
     return f"tokenizer: {tokenized.difference}, {where}; that shard and the rest were tokenized by hf"
-
-
-def column_texts(column: pa.ChunkedArray, errors: dict[int, RowError]) -> list[str | None]:
-    """The column's strings; None for null and for rows that are in error already (their bytes may be no text)."""
-    if errors:
-        bad = np.zeros(len(column), np.bool_)
-        bad[list(errors)] = True
-        column = pc.if_else(pa.array(bad), pa.scalar(None, column.type), column)
-    texts: list[str | None] = column.to_numpy(zero_copy_only=False).tolist()
-    return texts
 
 
 @dataclass(frozen=True, slots=True)

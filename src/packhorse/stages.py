@@ -31,6 +31,7 @@ class Reader(Protocol):
     def num_rows(self) -> int | None: ...  # None: not known before reading
     def progress(self, position: Position) -> float: ...  # share of the input before it, 0 to 1
     def fingerprint(self) -> list[dict[str, object]]: ...
+    def spread(self, places: int) -> list[Position]: ...  # where reading may begin, at even steps through the input
     def read(self, start: Position, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[Chunk]: ...
 
 
@@ -55,6 +56,7 @@ class LoadedModel(Protocol):
 
     reduction: Reduction  # its width is known now
     cost: ModelCost
+    weight_bytes: int  # of all weights as they lie in memory or, for a graph, in its file; embedding tables included
     device: str
     pads_safely: bool  # whether a row in a padded batch has the output that it has alone
     max_length: int | None  # tokens the loaded weights can position; None: no limit known

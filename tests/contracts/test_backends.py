@@ -262,7 +262,7 @@ def test_a_loaded_model_keeps_its_protocol(folders: dict[str, Path], name: str, 
     loader = Loader(validated(EngineConfig, values))
     model = loader.model("fp32")
     assert loader.model("fp32") is model
-    tokenizer = loader.tokenizer(MAX_LENGTH, has_pairs=False)
+    tokenizer = loader.material.tokenizer(MAX_LENGTH, has_pairs=False)
     tokens = tokenizer.tokenize(TEXTS, None).tokens
     tokenizer.close()
     try:

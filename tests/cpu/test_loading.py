@@ -16,6 +16,7 @@ from packhorse.config import EngineConfig
 from packhorse.devices.host import cpu_precisions
 from packhorse.errors import HostileModelError, ModelError, RefusedError, UsageError
 from packhorse.loading import Loader
+from packhorse.loading.choosing import Texts, choose
 from tests.cpu import embedders
 from tests.cpu.engine import load
 from tests.models import save_null_model
@@ -219,11 +220,11 @@ def test_a_broken_file_of_the_folder_is_named(tmp_path: Path, broken: str) -> No
 def test_few_rows_stay_in_fp32_and_the_note_says_why(bert: Path) -> None:
     loader = Loader(EngineConfig(model=str(bert), devices="cpu"))
     loader.see(["good film"] * 10, None)
-    precision, notes, _ = loader.choose_precision(10)
+    plan = choose(loader, 10, Texts("text", None)).plan
     loader.close()
-    assert precision == "fp32"
+    assert plan.precision == "fp32" and not plan.alternatives
     if len(cpu_precisions()) > 1:
-        assert len(notes) == 1 and "10 rows" in notes[0] and "too few" in notes[0]
+        assert "10 rows" in plan.notes[0] and "too few" in plan.notes[0]
 
 
 def test_exact_is_fp32_and_contradicts_any_other_precision(bert: Path) -> None:

@@ -17,6 +17,7 @@ from packhorse.config import EngineConfig
 from packhorse.data import Batch, LoadRequest, Tokens
 from packhorse.errors import HostileModelError, ModelError, UsageError
 from packhorse.loading import Loader
+from packhorse.loading.choosing import Texts, choose
 from tests.cpu import architectures, embedders, reference
 from tests.models import save_classifier
 
@@ -46,7 +47,7 @@ class Loaded:
         self.loader = Loader(config)
         self.loader.see(list(texts), None if pairs is None else list(pairs))
         self.model = self.loader.model(config.precision)
-        tokenizer = self.loader.tokenizer(self.loader.description.max_length, pairs is not None)
+        tokenizer = self.loader.material.tokenizer(self.loader.description.max_length, pairs is not None)
         self.tokens: Tokens = tokenizer.tokenize(texts, pairs).tokens
         tokenizer.close()
 
@@ -191,7 +192,9 @@ def test_an_export_loads_without_torch_weights(encoder: Path, tmp_path: Path, pr
 
 def test_an_int8_export_runs_in_int8_alone(encoder: Path, tmp_path: Path) -> None:
     backend.export(Loaded(encoder, precision="int8").request("int8"), tmp_path)
-    assert Loader(EngineConfig(model=str(tmp_path), devices="cpu")).choose_precision(10).precision == "int8"
+    loader = Loader(EngineConfig(model=str(tmp_path), devices="cpu"))
+    assert choose(loader, 10, Texts("text", None)).plan.precision == "int8"
+    loader.close()
     with pytest.raises(UsageError, match="int8"):
         Loaded(tmp_path, precision="fp32")
 

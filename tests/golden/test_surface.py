@@ -15,17 +15,22 @@ from packhorse.config import EngineConfig, RunConfig
 from tests.models import save_null_model
 
 NAMES = [
-    "Engine", "Exported", "PackhorseError", "RunReport", "Verification", "export", "load", "restore", "run", "unpad",
-    "verify",
+    "Comparison", "Engine", "Explanation", "Exported", "PackhorseError", "RunReport", "Verification", "bench",
+    "export", "load", "plan", "restore", "run", "unpad", "verify",
 ]  # fmt: skip
 
 RUN_FLAGS = [
     "--attention", "--backend", "--batch-size", "--batching", "--dedup", "--devices", "--embedding-format",
     "--exact", "--keep", "--limit", "--max-batch-tokens", "--max-error-rate", "--max-length", "--no-dedup",
     "--no-normalize", "--normalize", "--on-error", "--onnx-file", "--output", "--output-prefix", "--overwrite",
-    "--pair-column", "--pooling", "--precision", "--progress", "--prompt-name", "--provider", "--quiet",
-    "--revision", "--scores", "--shard-rows", "--task", "--text-column", "--tokenizer", "--tokenizer-threads",
-    "--tolerance", "-o",
+    "--pair-column", "--plan", "--pooling", "--precision", "--price-per-hour", "--progress", "--prompt-name",
+    "--provider", "--quiet", "--revision", "--scores", "--shard-rows", "--task", "--text-column", "--tokenizer",
+    "--tokenizer-threads", "--tolerance", "--tune", "-o",
+]  # fmt: skip
+
+BENCH_FLAGS = [
+    "--baseline", "--contenders", "--html", "--json", "--levels", "--max-length", "--model", "--repeat", "--revision",
+    "--rows", "--slow-rows", "--task", "--text-column", "--time-limit",
 ]  # fmt: skip
 
 EXIT_CODES = {
@@ -86,8 +91,9 @@ def test_flags_of_run() -> None:
 
 
 def test_commands() -> None:
-    assert sorted(_commands()) == ["export", "run", "verify"]
+    assert sorted(_commands()) == ["bench", "export", "plan", "run", "verify"]
     assert _flags("verify") == []
+    assert _flags("bench") == BENCH_FLAGS
 
 
 def test_every_setting_has_its_flag_and_every_flag_its_setting() -> None:
@@ -128,7 +134,8 @@ def test_the_exception_tree_is_the_one_its_docstring_draws() -> None:
         (
             "out",
             [
-                "out/_packhorse/lock", "out/_packhorse/manifest.json", "out/_packhorse/report.json",
+                "out/_packhorse/lock", "out/_packhorse/manifest.json", "out/_packhorse/report.html",
+                "out/_packhorse/report.json",
                 "out/_packhorse/shards/000000.json", "out/_packhorse/shards/000001.json", "out/part-000000.parquet",
                 "out/part-000001.parquet",
             ],
@@ -137,7 +144,8 @@ def test_the_exception_tree_is_the_one_its_docstring_draws() -> None:
             "x.parquet",
             [
                 "x.parquet", "x.parquet.packhorse/_packhorse/lock", "x.parquet.packhorse/_packhorse/manifest.json",
-                "x.parquet.packhorse/_packhorse/report.json", "x.parquet.packhorse/_packhorse/shards/000000.json",
+                "x.parquet.packhorse/_packhorse/report.html", "x.parquet.packhorse/_packhorse/report.json",
+                "x.parquet.packhorse/_packhorse/shards/000000.json",
                 "x.parquet.packhorse/_packhorse/shards/000001.json",
             ],
         ),
@@ -145,7 +153,8 @@ def test_the_exception_tree_is_the_one_its_docstring_draws() -> None:
             "x.jsonl",
             [
                 "x.jsonl", "x.jsonl.packhorse/_packhorse/lock", "x.jsonl.packhorse/_packhorse/manifest.json",
-                "x.jsonl.packhorse/_packhorse/report.json", "x.jsonl.packhorse/_packhorse/shards/000000.json",
+                "x.jsonl.packhorse/_packhorse/report.html", "x.jsonl.packhorse/_packhorse/report.json",
+                "x.jsonl.packhorse/_packhorse/shards/000000.json",
                 "x.jsonl.packhorse/_packhorse/shards/000001.json",
             ],
         ),
@@ -168,7 +177,8 @@ def test_fields_of_the_bookkeeping(null_model: Path, tmp_path: Path) -> None:
     report = json.loads((state / "report.json").read_text())
     assert set(report) >= {
         "output", "status", "plan", "counters", "this_run", "wall_s", "setup_s", "rows", "rows_per_s", "tokens_per_s",
-        "padding_efficiency", "device_busy_share", "shards", "parts", "peak_bytes",
+        "padding_efficiency", "device_busy_share", "shards", "parts", "peak_bytes", "lanes", "limiting_stage",
+        "lengths", "samples", "throughput", "commits", "error_examples", "machine", "cost", "energy_j", "ceilings",
     }  # fmt: skip
     assert report["counters"]["errors"] == {"null_text": 1}
 

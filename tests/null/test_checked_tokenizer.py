@@ -17,6 +17,7 @@ from packhorse.errors import UsageError
 from packhorse.executors.local import Stop
 from packhorse.job import Job
 from packhorse.loading import Loader
+from packhorse.loading.material import Material
 from packhorse.manifest import RunFolder
 from packhorse.metrics import RunReport
 from packhorse.readers.table import TableReader
@@ -154,10 +155,10 @@ def test_the_proof_names_package_and_text() -> None:
 # -- whole jobs
 
 
-class LyingLoader(Loader):
+class LyingMaterial(Material):
     """As if a package had been proven that lies on later rows."""
 
-    def _encoder(self, package: str) -> Encoder | None:
+    def encoder(self, package: str) -> Encoder | None:
         return None if package == "hf" else checked(Fake(word_piece_tokenizer(), lie))
 
 
@@ -167,7 +168,7 @@ def run_lying(model: Path, rows: pa.Table, output: Path) -> RunReport:
         tokenizer=pytest.importorskip("nanotoken").__name__,
     )  # fmt: skip
     folder = RunFolder(config.output, config.output_is_file)
-    return Job(config, LyingLoader(config), TableReader(rows), folder, Reporter("none"), Stop()).run()
+    return Job(config, Loader(config, LyingMaterial(config)), TableReader(rows), folder, Reporter("none"), Stop()).run()
 
 
 def test_a_shard_in_which_the_package_lies_is_done_again_and_the_report_says_so(

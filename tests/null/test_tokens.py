@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.data import Batch, ModelCost, Tokens, offsets_of
+from packhorse.data import AttentionCost, Batch, ModelCost, Tokens, offsets_of
 
 Rows = list[list[int]]
 ROWS = st.lists(st.lists(st.integers(0, 30_000), max_size=6), max_size=12)
@@ -65,4 +65,5 @@ def test_a_batch_knows_its_size() -> None:
 
 
 def test_flops_are_linear_a_token_and_a_row_and_square_in_the_length() -> None:
-    assert ModelCost(per_token=10, per_row=100, per_token_squared=1).flops(np.array([3, 4])) == 70 + 200 + 25
+    cost = ModelCost(per_token=10, per_row=100, attention=(AttentionCost(1.0),))
+    assert cost.flops(np.array([3, 4])) == 70 + 200 + 25

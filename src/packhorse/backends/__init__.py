@@ -6,7 +6,12 @@
 - `default_batch_tokens(device, precision, width)`, `num_workers(device, cores)`, forwards at the same time;
 - `load_tokenizer(description) -> TokenizerParts`;
 - `load(request) -> LoadedModel`;
-- `versions()`, and `best_gemm(device, precision, threads, seen)`.
+- `is_prepared(request)`, whether all that load() would have to export, convert or quantize was kept by an earlier run;
+- `free_bytes(device)`, memory that this process may hold there, with what it holds already; None: not known;
+- `versions()`;
+- `best_gemm(device, precision, threads, seen)`, FLOP/s of the best matrix product, None where there is none;
+- `ceilings(device, precisions, threads) -> Ceilings | None`, what is not yet known of the device measured now, and
+  `known_ceilings(device, threads) -> Ceilings | None`, what earlier runs measured; None where there is no device.
 """
 
 from __future__ import annotations

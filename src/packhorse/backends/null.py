@@ -4,7 +4,7 @@ faults and scale can be tried in seconds; a run with it is the cost of everythin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -47,6 +47,23 @@ def best_gemm(device: str, precision: str, threads: int, seen: float) -> float |
     return None
 
 
+def is_prepared(request: LoadRequest) -> bool:
+    return True
+
+
+def free_bytes(device: str) -> int | None:
+    return None
+
+
+def ceilings(device: str, precisions: Sequence[str], threads: int) -> None:
+    """None: there is no device to measure."""
+    return
+
+
+def known_ceilings(device: str, threads: int) -> None:
+    return
+
+
 def load_tokenizer(description: ModelDescription) -> TokenizerParts:
     """tokenizer.json as it stands, without transformers."""
     from tokenizers import Tokenizer
@@ -66,6 +83,7 @@ class NullModel:
 
     device = "cpu"
     cost = ModelCost()
+    weight_bytes = 0
     max_length: int | None = None
     pads_safely = True
     attention = "none"

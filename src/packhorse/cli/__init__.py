@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from packhorse.cli.bench import bench
 from packhorse.cli.export import export
+from packhorse.cli.plan import plan
 from packhorse.cli.run import run
 from packhorse.cli.verify import verify
 from packhorse.errors import InterruptedRunError, PackhorseError
@@ -21,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (run, export, verify):
+for command in (run, plan, export, verify, bench):
     app.command()(command)
 
 

@@ -67,6 +67,17 @@ Tokenizer = Annotated[
     Literal["auto", "hf", "tokie", "nanotoken"],
     Flag(help="auto: the fastest installed one that is proven to give the same tokens; hf: Hugging Face's own."),
 ]
+PlanFile = Annotated[
+    str | None,
+    Flag(
+        "--plan", help="Carry out the plan in FILE: `packhorse plan --json`, or an output's _packhorse/manifest.json."
+    ),
+]
+TuneMode = Literal["off", "quick", "full"]
+Tune = Annotated[
+    TuneMode,
+    Flag(help="quick: measure other ways where that repays itself, for about 3% of the run; full: all; off: none."),
+]
 ShardRows = Annotated[int | None, Flag(help="Rows between two commits; default 65,536, fewer at the start.")]
 OnError = Annotated[
     Literal["quarantine", "fail"],
@@ -76,6 +87,7 @@ MaxErrorRate = Annotated[float, Flag(help="Stop when more than this share of row
 Overwrite = Annotated[bool, Flag("--overwrite", help="Delete what an earlier run left in the output.")]
 Quiet = Annotated[bool, Flag("--quiet", help="Errors only.")]
 Progress = Annotated[Literal["auto", "plain", "json", "none"], Flag(help="How progress is shown, on stderr.")]
+PricePerHour = Annotated[float | None, Flag(help="Price of this machine; the report then says what the run cost.")]
 
 
 def names(by_comma: str | None) -> tuple[str, ...] | None:

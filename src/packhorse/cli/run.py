@@ -37,12 +37,15 @@ def run(
     dedup: flags.Dedup = True,
     tokenizer_threads: flags.TokenizerThreads = None,
     tokenizer: flags.Tokenizer = "auto",
+    tune: flags.Tune = "quick",
+    plan: flags.PlanFile = None,
     shard_rows: flags.ShardRows = None,
     on_error: flags.OnError = "quarantine",
     max_error_rate: flags.MaxErrorRate = 0.5,
     overwrite: flags.Overwrite = False,
     quiet: flags.Quiet = False,
     progress: flags.Progress = "auto",
+    price_per_hour: flags.PricePerHour = None,
 ) -> None:
     """Every row of INPUT through MODEL, to OUTPUT. Stopped, the same command goes on where it was.
 

@@ -48,6 +48,11 @@ def cpu_precisions() -> tuple[str, ...]:
     return ("fp32", *(precision for precision, needed in known.items() if flags & needed))
 
 
+def available_bytes() -> int:
+    """Memory that can be had without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
 def rss_peak_bytes() -> int:
     """Most memory this process has held, in bytes. Linux: VmHWM, since ru_maxrss may begin at the parent's peak."""
     status = Path("/proc/self/status")

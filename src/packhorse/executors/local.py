@@ -133,6 +133,7 @@ def _forward_lane(
                 live.restore(before)  # the shard is computed again, whole
                 lower(shard.shard.index, budgets.lower(shard.shard.index))
         forwarded.put(done)
+    live.timeline.add(*live.snapshot(), is_last=True)
 
 
 def _finish_lane(forwarded: Channel[Forwarded], stages: Stages, commit: Commit, total: Counters) -> None:

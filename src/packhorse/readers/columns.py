@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,16 @@ def with_large_strings(schema: pa.Schema) -> pa.Schema:
         for f in schema
     ]
     return pa.schema(fields, metadata=schema.metadata)
+
+
+def column_texts(column: pa.ChunkedArray, errors: Mapping[int, RowError]) -> list[str | None]:
+    """The column's strings; None for null and for rows that are in error already (their bytes may be no text)."""
+    if errors:
+        bad = np.zeros(len(column), np.bool_)
+        bad[list(errors)] = True
+        column = pc.if_else(pa.array(bad), pa.scalar(None, column.type), column)
+    texts: list[str | None] = column.to_numpy(zero_copy_only=False).tolist()
+    return texts
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

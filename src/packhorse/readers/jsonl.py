@@ -20,11 +20,13 @@ from packhorse.data import JSON_TEXT, RAW_LINE, RESCUED, Chunk, Int64s, Position
 from packhorse.errors import InputError, UsageError
 from packhorse.jsontext import dumps
 from packhorse.readers.columns import file_fingerprint, has_lone_surrogate
+from packhorse.readers.sample import even_rows
 from packhorse.stages import Reader
 
 EXTENSIONS = (".jsonl", ".ndjson")
 SAMPLE_BYTES = 16 << 20
 BLOCK_BYTES = 4 << 20
+FIRST_BLOCK_BYTES = 256 << 10  # who reads a few rows here and there parses no more
 MAX_EXACT_FLOAT = 1 << 53
 
 
@@ -60,6 +62,11 @@ class JsonlReader:
 
     def fingerprint(self) -> list[dict[str, object]]:
         return [file_fingerprint(f) for f in self.files]
+
+    def spread(self, places: int) -> list[Position]:
+        """Where the line begins that follows each of the evenly spaced bytes."""
+        positions = even_rows(self._sizes, places)
+        return list(dict.fromkeys(Position(file, _line_start(self.files[file], byte)) for file, byte in positions))
 
     def read(self, start: Position, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[Chunk]:
         """Chunks from a position on. Raises InputError naming the file that cannot be read."""
@@ -134,13 +141,28 @@ def _blocks(path: str, mark: int) -> Iterator[tuple[list[bytes], Int64s]]:
                 file.seek(0)
             if mark:
                 file.seek(mark)
-            while lines := file.readlines(BLOCK_BYTES):
+            size = FIRST_BLOCK_BYTES
+            while lines := file.readlines(size):
+                size = BLOCK_BYTES
                 end = file.tell()
                 starts = end - sum(map(len, lines)) + np.cumsum([0, *map(len, lines)], dtype=np.int64)
                 full = [i for i, line in enumerate(lines) if not line.isspace()]
                 if full:
                     marks = np.append(starts[full], end)
                     yield [lines[i] for i in full], marks
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def _line_start(path: str, byte: int) -> int:
+    """Of the first line that begins at a byte or after it; the file's end where there is none."""
+    if not byte:
+        return 0
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(byte - 1)
+            file.readline()
+            return file.tell()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 

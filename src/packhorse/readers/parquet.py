@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 from packhorse.data import Chunk, Position
 from packhorse.errors import InputError
 from packhorse.readers.columns import file_fingerprint, normalized, with_large_strings
+from packhorse.readers.sample import even_rows
 from packhorse.stages import Reader
 
 EXTENSIONS = (".parquet", ".pq")
 CHUNK_ROWS = 16_384
+LARGE_GROUP_BYTES = 64 << 20  # all columns, not compressed
 
 
 def open_files(files: Sequence[str]) -> Reader:
@@ -48,6 +50,19 @@ class ParquetReader:
 
     def fingerprint(self) -> list[dict[str, object]]:
         return [file_fingerprint(f) | {"footer_sha256": _footer_hash(Path(f))} for f in self.files]
+
+    def spread(self, places: int) -> list[Position]:
+        """In a large row group its first row stands for the others: the way to a later one decodes all before it."""
+        rows = even_rows([f.num_rows for f in self._footers], places)
+        return list(dict.fromkeys(self._cheap_to_reach(position) for position in rows))
+
+    def _cheap_to_reach(self, position: Position) -> Position:
+        footer, first = self._footers[position.file], 0
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            if position.mark < first + group.num_rows:
+                return Position(position.file, first) if group.total_byte_size > LARGE_GROUP_BYTES else position
+            first += group.num_rows
+        return position
 
     def read(self, start: Position, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[Chunk]:
         """Chunks from a position on. Raises InputError naming the file that cannot be read."""

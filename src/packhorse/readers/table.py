@@ -12,6 +12,7 @@ import pyarrow as pa
 from packhorse.data import Chunk, Position
 from packhorse.errors import UsageError
 from packhorse.readers.columns import normalized, with_large_strings
+from packhorse.readers.sample import even_rows
 
 CHUNK_ROWS = 16_384
 
@@ -69,6 +70,9 @@ class TableReader:
         with pa.ipc.new_stream(pa.PythonFile(sink, "w"), self._table.schema) as stream:
             stream.write_table(self._table.combine_chunks(), CHUNK_ROWS)
         return [{"path": self.files[0], "sha256": sink.digest.hexdigest()}]
+
+    def spread(self, places: int) -> list[Position]:
+        return even_rows([self._table.num_rows], places)
 
     def read(self, start: Position, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[Chunk]:
         wanted = list(dict.fromkeys([*columns, *text_columns]))

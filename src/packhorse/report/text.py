@@ -78,8 +78,10 @@ def summary_lines(report: RunReport) -> list[str]:
             ("time", f"{duration(report.wall_s)} and {duration(report.setup_s)} of set-up; {_lanes(report)}"),
             ("padding", f"{report.padding_efficiency:.1%} of computed tokens are real"),
             ("device", _device(report)),
-            ("memory", f"{_bytes(report.peak_bytes)} peak" + _device_memory(report)),
+            ("memory", f"{size(report.peak_bytes)} peak" + _device_memory(report)),
         ]
+    if report.html_path:
+        lines.append(("report", report.html_path))
     return [f"  {name:<11} {text}" for name, text in lines]
 
 
@@ -100,10 +102,11 @@ def _device(report: RunReport) -> str:
 
 
 def _device_memory(report: RunReport) -> str:
-    return f", {_bytes(report.device_peak_bytes)} on the device" if report.device_peak_bytes else ""
+    return f", {size(report.device_peak_bytes)} on the device" if report.device_peak_bytes else ""
 
 
-def _bytes(count: int) -> str:
+def size(count: int) -> str:
+    """12 MiB, 3.21 GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from packhorse.backends.onnx.needs import need
 from packhorse.backends.onnx.providers import check_precision, choose_provider
 from packhorse.config import EngineConfig
 from packhorse.data import LoadRequest, ModelDescription, TokenizerParts
+from packhorse.devices import ceilings as measured
+from packhorse.devices.host import available_bytes
 from packhorse.errors import UsageError
 from packhorse.stages import LoadedModel
 
@@ -52,15 +55,37 @@ def versions() -> dict[str, str]:
 
 
 def best_gemm(device: str, precision: str, threads: int, seen: float) -> float | None:
-    """torch's measure of the device; None where torch does not drive it, or has no such product."""
-    from packhorse.devices.gemm import DTYPES, best_gemm
+    """torch's measure of the device; None where torch does not drive it, or has no such product. None for
+    int8, whose weights onnxruntime often makes floats before it multiplies."""
+    if precision == "int8" or not _is_torchs(device):
+        return None
+    return measured.best_gemm(device, precision, threads, seen)
 
-    if precision not in DTYPES or device.split(":")[0] not in ("cpu", "cuda"):
-        return None
-    try:
-        return best_gemm(device, precision, threads, seen)
-    except (AssertionError, RuntimeError):  # a torch that was built without the device
-        return None
+
+def is_prepared(request: LoadRequest) -> bool:
+    from packhorse.backends.onnx.build import is_built
+
+    return is_built(request, choose_provider(request.provider, request.device))
+
+
+def free_bytes(device: str) -> int | None:
+    return available_bytes() if device == "cpu" else None
+
+
+def ceilings(device: str, precisions: Sequence[str], threads: int) -> measured.Ceilings | None:
+    """As measured with torch; None where torch does not drive the device."""
+    return measured.measure_ceilings(device, threads, precisions) if _is_torchs(device) else None
+
+
+def known_ceilings(device: str, threads: int) -> measured.Ceilings | None:
+    return measured.known_ceilings(device, threads) if _is_torchs(device) else None
+
+
+def _is_torchs(device: str) -> bool:
+    """Whether this torch was built for the device."""
+    import torch
+
+    return device == "cpu" or (device.startswith("cuda") and torch.cuda.is_available())
 
 
 def load_tokenizer(description: ModelDescription) -> TokenizerParts:

@@ -21,33 +21,28 @@ class Baked:
     precision: str
     max_length: int | None
     pad_id: int
-    cost: tuple[float, float, float]
+    cost: ModelCost
     attention: str
     notes: tuple[str, ...]
     versions: dict[str, str]
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(dataclasses.asdict(self) | {"cost": self.cost.to_dict()}, sort_keys=True)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Baked:
         """Raises KeyError, TypeError or ValueError where it is of another shape."""
-        per_token, per_row, squared = map(float, value["cost"])
         limit = value["max_length"]
         return cls(
             reduction=dict(value["reduction"]),
             precision=str(value["precision"]),
             max_length=None if limit is None else int(limit),
             pad_id=int(value["pad_id"]),
-            cost=(per_token, per_row, squared),
+            cost=ModelCost.from_dict(value["cost"]),
             attention=str(value["attention"]),
             notes=tuple(map(str, value["notes"])),
             versions={str(k): str(v) for k, v in value["versions"].items()},
         )
-
-    @property
-    def model_cost(self) -> ModelCost:
-        return ModelCost(*self.cost)
 
 
 def check_reduction(baked: Baked, asked: Reduction, path: Path) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from packhorse.backends.onnx import transform
-from packhorse.backends.onnx.cache import NAME, cached
+from packhorse.backends.onnx.cache import NAME, cache_folder, cached
 from packhorse.backends.onnx.files import GraphFacts, choose_file, read_graph
 from packhorse.backends.onnx.needs import need
 from packhorse.backends.onnx.providers import Provider
 from packhorse.data import LoadRequest, Reduction, reduction_json
 from packhorse.errors import UsageError
+
+CODE = 2  # counted up when the same model would be made another file, or labelled in another way
 
 
 class Built(NamedTuple):
@@ -38,13 +40,27 @@ def build(request: LoadRequest, provider: Provider, prefer_weights: bool = False
     return _from_file(request, provider, source, read_graph(source, request.description.folder))
 
 
+def is_built(request: LoadRequest, provider: Provider) -> bool:
+    """Whether the folder holds a file, or the cache what would be made of its weights."""
+    if choose_file(request.description.folder, request.onnx_file, False) is not None:
+        return True
+    return (cache_folder() / _weights_key(request, provider) / NAME).is_file()
+
+
+def _weights_key(request: LoadRequest, provider: Provider) -> str:
+    has_types = any(t.type_ids is not None for t in (request.trial, request.rows))
+    return _key(request, _kind(request, provider), has_types, versions())
+
+
+def _kind(request: LoadRequest, provider: Provider) -> tuple[str, str]:
+    """Of the operators, and how int8 is made."""
+    return "fused" if provider.has_fused_operators else "plain", int8_method(request.reduction, provider)
+
+
 def _from_weights(request: LoadRequest, provider: Provider) -> Built:
     from packhorse.backends.onnx.checkpoint import export_checkpoint
 
-    kind = ("fused" if provider.has_fused_operators else "plain", int8_method(request.reduction, provider))
-    has_types = any(t.type_ids is not None for t in (request.trial, request.rows))
-    seen = versions()
-    key = _key(request, kind, has_types, seen)
+    kind, seen, key = _kind(request, provider), versions(), _weights_key(request, provider)
     home = cached(key, lambda folder: export_checkpoint(request, provider, kind[1], seen, folder))
     return Built(home / NAME, home, read_graph(home / NAME, home))
 
@@ -88,5 +104,5 @@ def precision_of(facts: GraphFacts) -> str:
 
 
 def _key(request: LoadRequest, *parts: object) -> str:
-    values = [request.model_key(), reduction_json(request.reduction), request.precision, *parts]
+    values = [CODE, request.model_key(), reduction_json(request.reduction), request.precision, *parts]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -46,8 +46,7 @@ def export_checkpoint(
     if precision == "int8":
         notes += (_quantize(path, int8_method),)
     transform.label(path, Baked(
-        reduction_json(request.reduction), precision, limit, module.pad_id,
-        (cost.per_token, cost.per_row, cost.per_token_squared), attention, notes, versions,
+        reduction_json(request.reduction), precision, limit, module.pad_id, cost, attention, notes, versions,
     ))  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class GraphFacts:
     is_quantized: bool
     is_half: bool  # whether weights are fp16 or bf16
     external: tuple[str, ...]  # files beside it that hold its weights
+    weight_bytes: int  # of the file and those beside it: all but a little of that is weights
 
 
 def choose_file(folder: Path, asked: str | None, prefer_weights: bool = False) -> Path | None:
@@ -102,6 +103,7 @@ def read_graph(path: Path, folder: Path) -> GraphFacts:
         is_quantized=any(n.op_type in QUANTIZED for n in nodes),
         is_half=any(t.data_type in half and len(t.dims) == 2 for t in tensors),
         external=tuple(sorted(external)),
+        weight_bytes=sum(_num_bytes(path.parent / name, path) for name in {path.name, *external}),
     )
 
 
@@ -121,6 +123,13 @@ def _check(model: Any, path: Path) -> tuple[list[Any], list[Any]]:
             f"{path}: operators of {', '.join(foreign)} need a library of their own; none is loaded"
         )
     return nodes, tensors
+
+
+def _num_bytes(file: Path, source: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise ModelError(f"{source}: its weights in {file.name} cannot be read: {error}") from error
 
 
 def _nodes(nodes: Any) -> Iterator[Any]:

@@ -42,7 +42,8 @@ class OnnxModel:
         self.notes = (*(baked.notes if baked else ()), *built.notes, *([note] if note else []))
         self.attention = baked.attention if baked else "fused"
         self.max_length = baked.max_length if baked else None
-        self.cost = baked.model_cost if baked else _cost(request, built)
+        self.cost = baked.cost if baked else _cost(request, built)
+        self.weight_bytes = built.facts.weight_bytes
         self._pad_id = baked.pad_id if baked else _pad_id(request)
         self._session = open_session(built.path, provider, request.device, request.precision, request.threads)
         self._types = input_types(self._session, built.path)
@@ -154,8 +155,10 @@ def _reducer(reduction: Reduction, field: str) -> Reduce:
 
 
 def _cost(request: LoadRequest, built: Built) -> ModelCost:
-    width, layers = request.description.attention_width, request.description.num_layers
-    return ModelCost(built.facts.per_token, built.facts.per_row, 4.0 * width * layers)
+    """Of a graph that others exported: its own linear layers, the attention of the model that its config describes."""
+    from packhorse.backends.torch.meta import attention_cost
+
+    return ModelCost(built.facts.per_token, built.facts.per_row, attention_cost(request.description))
 
 
 def _pad_id(request: LoadRequest) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packhorse.config import EngineConfig
 from packhorse.data import LoadRequest, ModelDescription, TokenizerParts
-from packhorse.devices.host import cpu_precisions
+from packhorse.devices import ceilings as measured
+from packhorse.devices.host import available_bytes, cpu_precisions
 from packhorse.errors import UsageError
 from packhorse.stages import LoadedModel
 
@@ -66,10 +68,27 @@ def _version(name: str) -> str | None:
 
 
 def best_gemm(device: str, precision: str, threads: int, seen: float) -> float | None:
-    """As measured with torch; None for int8, which it does not measure."""
-    from packhorse.devices.gemm import DTYPES, best_gemm
+    """As measured with torch, whose best products are oneDNN's as OpenVINO's are."""
+    return measured.best_gemm(device, precision, threads, seen)
 
-    return best_gemm(device, precision, threads, seen) if precision in DTYPES else None
+
+def is_prepared(request: LoadRequest) -> bool:
+    from packhorse.backends.openvino.cache import is_kept
+
+    return is_kept(request)
+
+
+def free_bytes(device: str) -> int | None:
+    return available_bytes()
+
+
+def ceilings(device: str, precisions: Sequence[str], threads: int) -> measured.Ceilings:
+    """As measured with torch."""
+    return measured.measure_ceilings(device, threads, precisions)
+
+
+def known_ceilings(device: str, threads: int) -> measured.Ceilings | None:
+    return measured.known_ceilings(device, threads)
 
 
 def load_tokenizer(description: ModelDescription) -> TokenizerParts:

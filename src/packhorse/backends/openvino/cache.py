@@ -46,6 +46,11 @@ def cache_key(request: LoadRequest, weights: str) -> str:
     return digest.hexdigest()
 
 
+def is_kept(request: LoadRequest) -> bool:
+    """Whether the model was converted before, and quantized where the request is for int8."""
+    return (cache_folder() / cache_key(request, "int8" if request.precision == "int8" else "float")).is_dir()
+
+
 def find_cached(key: str) -> Found | None:
     """None where there is none, or where it is damaged."""
     folder = cache_folder() / key

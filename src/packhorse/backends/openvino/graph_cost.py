@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from packhorse.backends.torch.meta import attention_cost
 from packhorse.data import ModelCost, ModelDescription
 
 ROWS, LENGTH = 3, 7  # of the shape that tells layers run once a token from those run once a row
 
 
 def graph_cost(model: Any, description: ModelDescription) -> ModelCost:
-    """As measured on torch models: 2 FLOPs a weight and position for linear layers, 4 x width x layers x s² for
-    attention. Zero where the graph takes no such shape."""
+    """As measured on torch models: 2 FLOPs a weight and position for linear layers; the attention of the model that
+    the config describes. Zero where the graph takes no such shape."""
     shaped = model.clone()
     try:
         shaped.reshape({i: [ROWS, LENGTH] for i in shaped.inputs})
@@ -26,8 +27,7 @@ def graph_cost(model: Any, description: ModelDescription) -> ModelCost:
         positions = math.prod(list(op.get_output_shape(0))[:-1])
         if positions in per:
             per[positions] += 2.0 * math.prod(weight.get_output_shape(0))
-    squared = 4.0 * description.attention_width * description.num_layers
-    return ModelCost(per[ROWS * LENGTH], per[ROWS], squared)
+    return ModelCost(per[ROWS * LENGTH], per[ROWS], attention_cost(description))
 
 
 def _weight(op: Any) -> Any:
@@ -40,3 +40,8 @@ def _weight(op: Any) -> Any:
         if node.get_type_name() == "Constant":
             return node
     return None
+
+
+def weight_bytes(model: Any) -> int:
+    """Of the graph's constants, as they lie in its .bin file."""
+    return sum(int(op.get_byte_size()) for op in model.get_ops() if op.get_type_name() == "Constant")

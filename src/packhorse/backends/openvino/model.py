@@ -8,6 +8,7 @@ import numpy as np
 
 from packhorse.backends.openvino.cache import cache_key, find_cached, keep
 from packhorse.backends.openvino.files import Found, find_in_folder, has_weights
+from packhorse.backends.openvino.graph_cost import weight_bytes
 from packhorse.backends.openvino.packages import import_openvino
 from packhorse.backends.openvino.runner import PendingValues, Runner, Streams
 from packhorse.backends.openvino.streams import choose_streams
@@ -62,6 +63,7 @@ class OpenVINOModel:
     def __init__(self, found: Found, request: LoadRequest) -> None:
         self.reduction = dataclasses.replace(request.reduction)
         self.cost, self.max_length = found.record.cost, found.record.max_length
+        self.weight_bytes = weight_bytes(found.model)
         self._precision = request.precision
         self._runner, self.notes = choose_streams(lambda streams: self._compiled(found, streams), request)
         self.in_flight = 2 * self._runner.streams.count  # so that a stream that is done finds its next batch waiting

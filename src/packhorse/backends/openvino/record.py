@@ -12,7 +12,7 @@ from packhorse.data import LoadRequest, ModelCost, reduction_json
 from packhorse.errors import ModelError, UsageError
 
 NAME = "packhorse.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Record:
     bin_bytes: int = 0  # of openvino_model.bin; a copy that was cut short is noticed
 
     def save(self, folder: Path) -> None:
-        (folder / NAME).write_text(json.dumps({"format": FORMAT} | dataclasses.asdict(self), indent=1))
+        fields = dataclasses.asdict(self) | {"cost": self.cost.to_dict()}
+        (folder / NAME).write_text(json.dumps({"format": FORMAT} | fields, indent=1))
 
 
 def read_record(folder: Path) -> Record | None:
@@ -37,7 +38,7 @@ def read_record(folder: Path) -> Record | None:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields.pop("format") != FORMAT:
             raise ValueError("of another version of packhorse")
-        return Record(**fields | {"cost": ModelCost(**fields["cost"])})
+        return Record(**fields | {"cost": ModelCost.from_dict(fields["cost"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path}: cannot be read: {error}; export the model again") from error
 

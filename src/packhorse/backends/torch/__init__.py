@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from packhorse.config import EngineConfig
 from packhorse.data import LoadRequest, ModelDescription, TokenizerParts
-from packhorse.devices.host import cpu_precisions
+from packhorse.devices import ceilings as measured
+from packhorse.devices.host import available_bytes, cpu_precisions
 from packhorse.errors import ModelError, UsageError
 from packhorse.stages import LoadedModel
 
@@ -74,9 +76,31 @@ def versions() -> dict[str, str]:
 
 
 def best_gemm(device: str, precision: str, threads: int, seen: float) -> float | None:
-    from packhorse.devices.gemm import best_gemm
+    return measured.best_gemm(device, precision, threads, seen)
 
-    return best_gemm(device, precision, threads, seen)
+
+def is_prepared(request: LoadRequest) -> bool:
+    return True
+
+
+def free_bytes(device: str) -> int | None:
+    """Of a CUDA device what is free and what torch holds of it; of the host what is available."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device)
+    return available_bytes() if device == "cpu" else None
+
+
+def ceilings(device: str, precisions: Sequence[str], threads: int) -> measured.Ceilings:
+    """Measures what the cache lacks; precisions that the device has no instructions for are left out."""
+    return measured.measure_ceilings(device, threads, precisions)
+
+
+def known_ceilings(device: str, threads: int) -> measured.Ceilings | None:
+    """Measures nothing; None where nothing is known."""
+    return measured.known_ceilings(device, threads)
 
 
 def load_tokenizer(description: ModelDescription) -> TokenizerParts:

@@ -14,7 +14,7 @@ from packhorse.backends.torch.int8 import quantize
 from packhorse.backends.torch.layouts import Layout, Packed, Padded
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
-from packhorse.backends.torch.weights import base_precision, load_weights, max_positions
+from packhorse.backends.torch.weights import base_precision, load_weights, max_positions, weight_bytes
 from packhorse.backends.torch.workers import PendingValues, Values, Workers
 from packhorse.data import Batch, Float32s, Int64s, LoadRequest, Tokens
 from packhorse.devices.gemm import DTYPES
@@ -78,7 +78,7 @@ class TorchModel:
         first_two = Batch(request.trial.take(np.array([0, 1])))
         self.cost = measure_cost(self._model, request.description, self._padded.inputs(first_two)["input_ids"])
         self.pads_safely = self._pads_safely(request)
-        longest = _least(request.description.max_length, self.max_length)
+        longest = _least(request.description.max_length, self.max_length, request.longest)
         rows = probe_rows(request.trial, request.rows, longest, self._model.config.pad_token_id)
         alone = self._alone(rows)
         if request.attention in ("auto", "packed", *packed_attention.FLASH_PACKAGES):
@@ -87,6 +87,7 @@ class TorchModel:
             raise ModelError(f"{request.description.folder}: --attention packed: {self.notes[-1]}; leave it out")
         if request.device == "cpu":
             self._speed_up_layers(request, first_two, rows, alone)
+        self.weight_bytes = weight_bytes(self._model)
 
     def _pack(self, request: LoadRequest, rows: Tokens, alone: Float32s) -> None:
         """Packed, if that is right for this model; else a note why not."""

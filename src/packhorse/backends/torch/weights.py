@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -70,3 +71,14 @@ def max_positions(model: nn.Module) -> int | None:
     if table is None:
         return None
     return table.num_embeddings - (table.padding_idx + 1 if table.padding_idx is not None else 0)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Of all weights, each once: parameters, and the tensors that oneDNN's layers keep in their place."""
+    tensors = {id(tensor): tensor for module in model.modules() for tensor in _weights_of(module)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _weights_of(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))

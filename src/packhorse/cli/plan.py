@@ -1,0 +1,57 @@
+"""`packhorse plan`: what a job would be."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from packhorse.cli import flags
+from packhorse.cli.flags import Flag
+from packhorse.cli.process import set_up
+
+
+def plan(
+    model: flags.Model,
+    input: flags.Input,
+    text_column: flags.TextColumn = None,
+    pair_column: flags.PairColumn = None,
+    limit: flags.Limit = None,
+    task: flags.Task = "auto",
+    revision: flags.Revision = None,
+    prompt_name: flags.PromptName = None,
+    backend: flags.Backend = "auto",
+    provider: flags.Provider = "auto",
+    devices: flags.Devices = "auto",
+    precision: flags.Precision = "auto",
+    exact: flags.Exact = False,
+    tolerance: flags.Tolerance = None,
+    attention: flags.Attention = "auto",
+    batching: flags.Batching = "auto",
+    batch_size: flags.BatchSize = None,
+    max_batch_tokens: flags.MaxBatchTokens = None,
+    max_length: flags.MaxLength = None,
+    tokenizer: flags.Tokenizer = "auto",
+    tune: Annotated[
+        flags.TuneMode, Flag(help="off: predict; quick and full: measure on the sample, and keep what was found.")
+    ] = "off",
+    price_per_hour: flags.PricePerHour = None,
+    as_json: Annotated[bool, Flag("--json", help="JSON on stdout; `packhorse run --plan FILE` replays it.")] = False,
+) -> None:
+    """Reads a sample of INPUT and says what running it through MODEL would be: lengths, ways to compute it and why the
+    others lose, batches, time, memory, cost. Nothing is run; with --tune quick or full the ways are tried out.
+    """
+    settings = {k: v for k, v in locals().items() if k not in ("model", "input", "as_json")}
+    set_up()
+    from packhorse import api
+
+    explanation = api.plan(model, input, **settings)
+    if as_json:
+        typer.echo(json.dumps(explanation.to_dict(), indent=1))
+        return
+    from rich.console import Console
+
+    from packhorse.report.plan_text import print_explanation
+
+    print_explanation(explanation, Console(highlight=False))

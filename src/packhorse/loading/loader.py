@@ -1,0 +1,222 @@
+"""One backend on its device: its models, one a precision, and all stages as a plan says."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from packhorse.backends import choose_backend, find_backend
+from packhorse.batching import planner
+from packhorse.batching.fixed import DEFAULT_BATCH_SIZE
+from packhorse.config import EngineConfig
+from packhorse.data import LoadRequest, ModelDescription
+from packhorse.devices.host import num_cores
+from packhorse.errors import ChangedError, UsageError
+from packhorse.loading.material import Material
+from packhorse.models.preflight import check_weights
+from packhorse.plans import Plan
+from packhorse.shard import Stages
+from packhorse.stages import LoadedModel, Task
+from packhorse.tuning.candidates import Candidate
+
+ENOUGH_FOR_SCALES = 64  # rows
+CALIBRATED = frozenset({"int8", "fp8"})  # their scales are those of the rows that were seen
+
+
+class Loader:
+    """Everything about the model that settings decide. Weights are read when `model()` is first asked for."""
+
+    def __init__(self, settings: EngineConfig, material: Material | None = None) -> None:
+        """material: that of another backend of the same model. Raises UsageError, RefusedError or ModelError."""
+        self.settings = settings
+        self.material = material or Material(settings)
+        self.description: ModelDescription = self.material.description
+        self.backend_name = choose_backend(settings.backend, self.description.folder)
+        self.backend = find_backend(self.backend_name)
+        self._check_settings()
+        self.own_precision: str | None = self.backend.own_precision(self.description, settings)
+        if self.own_precision and settings.precision not in ("auto", self.own_precision):
+            raise UsageError(
+                f"--precision {settings.precision}: the weights in {self.description.folder} are {self.own_precision}"
+            )
+        if self.backend.NEEDS_WEIGHTS:
+            check_weights(self.description.folder)
+        self.task: Task = self.material.task
+        self.material.tokenized_by(self.backend.load_tokenizer)
+        self.device: str = self.backend.choose_device(settings)
+        self.workers: int = self.backend.num_workers(self.device, num_cores())
+        self.threads = 1 if settings.exact or self.workers > 1 else num_cores()
+        self._models: dict[str, LoadedModel] = {}
+
+    def _check_settings(self) -> None:
+        s = self.settings
+        if s.precision not in ("auto", *self.backend.PRECISIONS):
+            legal = ", ".join(self.backend.PRECISIONS)
+            raise UsageError(f"--precision {s.precision}: backend {self.backend_name} has {legal}")
+        for flag, value in (("--provider", s.provider), ("--onnx-file", s.onnx_file)):
+            if self.backend_name != "onnx" and value not in (None, "auto"):
+                raise UsageError(f"{flag} {value}: belongs to --backend onnx, this is {self.backend_name}")
+
+    def sibling(self, backend: str) -> Loader:
+        """Another backend of the same model; itself where it is that one already. Raises UsageError or ModelError."""
+        if backend == self.backend_name:
+            return self
+        return Loader(self.settings.model_copy(update={"backend": backend}), self.material)
+
+    def see(self, texts: list[str | None], pairs: list[str | None] | None, is_whole: bool = False) -> None:
+        """Texts of the job; all of them where is_whole."""
+        self.drop(CALIBRATED)
+        self.material.see(texts, pairs, is_whole)
+
+    # -- parts
+
+    def model(self, precision: str) -> LoadedModel:
+        """The model at a precision, loaded once. Raises ModelError."""
+        if precision not in self._models:
+            self._models[precision] = self.backend.load(self.request(precision))
+        return self._models[precision]
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Precisions."""
+        return frozenset(self._models)
+
+    def drop(self, precisions: frozenset[str]) -> None:
+        """Frees models."""
+        for precision in precisions & self.loaded:
+            self._models.pop(precision).close()
+
+    def use(self, workers: int, threads: int) -> None:
+        """How many forwards at the same time, and threads inside an operator; what is loaded otherwise is dropped."""
+        if (workers, threads) != (self.workers, self.threads):
+            self.drop(self.loaded)
+            self.workers, self.threads = workers, threads
+
+    def request(self, precision: str) -> LoadRequest:
+        """What a backend is told to load or export."""
+        s, material = self.settings, self.material
+        reduction = dataclasses.replace(self.task.reduction(), skip_tokens=material.skip_tokens())
+        return LoadRequest(
+            description=self.description, reduction=reduction, device=self.device, precision=precision,
+            workers=self.workers, threads=self.threads, trial=material.trial(), rows=material.rows,
+            longest=material.longest,
+            attention=s.attention, provider=s.provider, onnx_file=s.onnx_file, model_key=lambda: material.key,
+        )  # fmt: skip
+
+    def export(self, folder: Path) -> None:
+        """Writes the model for the backend, at the precision of the settings. Raises ModelError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.export(self.request(self.settings.precision), folder)
+
+    def replay(self, plan: Plan) -> None:
+        """Takes over what a plan decided. Raises ChangedError where this machine has no such device."""
+        if plan.device != self.device.split(":")[0]:
+            raise ChangedError(
+                f"this output was begun on {plan.device}, and this is {self.device}: go on there, "
+                "choose another output, or --overwrite to start anew"
+            )
+        self.use(plan.workers, plan.threads)
+
+    def stages(self, plan: Plan, keep: list[str], output_prefix: str = "") -> Stages:
+        """All stages as a plan says."""
+        self.use(plan.workers, plan.threads)
+        has_pairs = plan.pair_column is not None
+        return Stages(
+            tokenizer=self.material.tokenizer(plan.max_length, has_pairs, plan.tokenizer, plan.tokenizer_threads),
+            planner=planner(plan.batching),
+            model=self.model(plan.precision),
+            task=self.task,
+            text_column=plan.text_column,
+            pair_column=plan.pair_column,
+            keep=keep,
+            output_prefix=output_prefix,
+            dedup=self.settings.dedup,
+            workers=plan.workers,
+        )
+
+    def close(self) -> None:
+        self.drop(self.loaded)
+        self.material.close()
+
+    # -- decisions
+
+    def candidate(self, precision: str) -> Candidate:
+        """The precision with the numbers that settings say, or that suit the device."""
+        budget = self.settings.max_batch_tokens or self._default_budget(precision)
+        return Candidate(self.backend_name, precision, budget, self.workers, self.threads)
+
+    def plan(
+        self, candidate: Candidate, text_column: str, pair_column: str | None, notes: tuple[str, ...] = (),
+        **found: Any,
+    ) -> Plan:  # fmt: skip
+        """The decisions of a job, as data. found: other fields of a Plan."""
+        s, precision = self.settings, candidate.precision
+        self.use(candidate.workers, candidate.threads)
+        batch_size = s.batch_size or (DEFAULT_BATCH_SIZE if s.batching == "fixed" else None)
+        model = self.model(precision)
+        tokenizer = self.material.choose_tokenizer("hf" if s.exact else s.tokenizer)
+        policy = batching(s.batching, model)
+        return Plan(
+            task=self.description.task, backend=self.backend_name, device=self.device.split(":")[0],
+            precision=precision, attention=model.attention, batching=policy, batch_size=batch_size,
+            max_batch_tokens=candidate.max_batch_tokens, max_length=self._max_length(precision), workers=self.workers,
+            threads=self.threads, tokenizer=tokenizer.name, text_column=text_column, pair_column=pair_column,
+            notes=notes + model.notes + tokenizer.notes + self._own_notes(precision, policy),
+            versions=self.versions(), **found,
+        )  # fmt: skip
+
+    def _own_notes(self, precision: str, policy: str) -> tuple[str, ...]:
+        notes: tuple[str, ...] = ()
+        if precision == "int8" and not self.own_precision and self.material.rows.num_rows < ENOUGH_FOR_SCALES:
+            notes += (f"int8: its scales come from {self.material.rows.num_rows} rows only",)
+        if policy == "equal":
+            notes += ("this model's outputs change with padding, so only rows of equal length run together",)
+        return notes
+
+    def versions(self) -> dict[str, str]:
+        """Of what can change the bytes of an output."""
+        return {"packhorse": version("packhorse"), "pyarrow": pa.__version__} | self.backend.versions()
+
+    def supported_precisions(self) -> tuple[str, ...]:
+        """Those the device has instructions for."""
+        supported: tuple[str, ...] = self.backend.supported_precisions(self.device)
+        return supported
+
+    def _default_budget(self, precision: str) -> int:
+        width = self.description.attention_width
+        tokens: int = self.backend.default_batch_tokens(self.device, precision, width)
+        return tokens
+
+    def gemm(self, precision: str, seen: float) -> float | None:
+        """Best matrix product of the device in FLOP/s, None where the backend has no device. seen: a model's rate."""
+        rate: float | None = self.backend.best_gemm(self.device, precision, self.workers * self.threads, seen)
+        return rate
+
+    def ceilings(self, precision: str) -> dict[str, Any] | None:
+        """devices.ceilings.Ceilings as JSON values, None where the backend has no device. What was not measured yet on
+        this machine is measured now, in a second or two."""
+        found = self.backend.ceilings(self.device, [precision], self.workers * self.threads)
+        return None if found is None else found.to_dict()
+
+    def _max_length(self, precision: str) -> int | None:
+        limits = [n for n in (self.description.max_length, self.model(precision).max_length) if n]
+        legal = min(limits, default=None)
+        asked = self.settings.max_length
+        if asked and legal and asked > legal:
+            raise UsageError(f"--max-length {asked}: the model takes at most {legal} tokens")
+        return asked or legal
+
+
+def batching(asked: str, model: LoadedModel) -> str:
+    """The policy: what was asked for, as far as the model's outputs stay those of each row alone."""
+    if model.is_packed:
+        return "packed" if asked == "auto" else asked
+    if asked == "packed":
+        raise UsageError(f"--batching packed: this model runs padded ({'; '.join(model.notes)}); leave it out")
+    if not model.pads_safely:
+        return "equal"
+    return "padded" if asked == "auto" else asked

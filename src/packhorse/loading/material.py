@@ -1,0 +1,166 @@
+"""What every backend of a model shares: its folder and description, its task, its tokenizer, rows of the job."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from packhorse.config import EngineConfig
+from packhorse.data import Int64s, ModelDescription, TokenizerParts, Tokens
+from packhorse.devices.host import num_cores
+from packhorse.models.describe import describe
+from packhorse.models.find import file_hashes, find_model
+from packhorse.models.preflight import check_folder
+from packhorse.tasks import make_task
+from packhorse.tokenize.encoder import Encoder
+from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
+from packhorse.tokenize.proof import TokenizerChoice, check_installed, choose_tokenizer, open_checked
+from packhorse.tuning.gate import stratified
+
+# Rows of three lengths; the middle one is a usual sentence.
+TRIAL = ("read a zip file", "read a zip file", "The plot is thin, but two hours go by in no time.", "good")
+TRIAL_TOKENS = 64
+UNKNOWN_MAX_LENGTH = 512  # for rows that are only tried on
+PROOF_ROWS = 1_024  # of the job, for tokenizers
+NO_ROWS = Tokens(np.empty(0, np.int32), np.zeros(1, np.int64))
+
+LoadTokenizer = Callable[[ModelDescription], TokenizerParts]
+
+
+class Material:
+    """Found, checked and described once, whatever computes it. `rows` and `lengths` are those of the last `see()`."""
+
+    def __init__(self, settings: EngineConfig) -> None:
+        """Raises UsageError, RefusedError or ModelError."""
+        self.settings = settings
+        check_installed(settings.tokenizer)
+        self._found = find_model(settings.model, settings.revision)
+        check_folder(self._found.folder)
+        self.description: ModelDescription = describe(self._found, settings)
+        self.rows = NO_ROWS  # up to 512, spread over the lengths
+        self.lengths: Int64s = np.empty(0, np.int64)  # of all that were seen
+        self.longest: int | None = None  # tokens, where no row is longer
+        self.truncated_rows = 0  # of those that were seen
+        self._texts: list[str | None] = []
+        self._parts: TokenizerParts | None = None
+        self._choice: TokenizerChoice | None = None
+        self._load_tokenizer: LoadTokenizer | None = None
+
+    @functools.cached_property
+    def task(self) -> Any:
+        return make_task(self.description, self.settings)
+
+    def tokenized_by(self, load_tokenizer: LoadTokenizer) -> None:
+        """How the tokenizer is read; the first backend's way stays."""
+        self._load_tokenizer = self._load_tokenizer or load_tokenizer
+
+    def see(self, texts: list[str | None], pairs: list[str | None] | None, is_whole: bool) -> None:
+        """Texts of the job: what precision, packing and calibration are tried on. is_whole: it has no others."""
+        limits = [n for n in (self.settings.max_length, self.description.max_length) if n]
+        tokenizer = self.tokenizer(min(limits, default=UNKNOWN_MAX_LENGTH), pairs is not None)
+        tokenized = tokenizer.tokenize(texts, pairs)
+        tokenizer.close()
+        tokens, self.truncated_rows = tokenized.tokens, tokenized.truncated_rows
+        self.longest = int(tokens.lengths.max(initial=0)) or None if is_whole else None
+        self.lengths, self.rows = tokens.lengths, tokens.take(stratified(tokens.lengths))
+        self._texts, self._choice = [*texts[:PROOF_ROWS], *(pairs or [])[:PROOF_ROWS]], None
+
+    # -- tokenizer
+
+    def tokenizer(
+        self, max_length: int | None, has_pairs: bool, package: str = "hf", threads: int | None = None
+    ) -> FastTokenizer:
+        backend, takes_type_ids, truncation_side = self.parts()
+        settings = TokenizeSettings(
+            max_length=max_length,
+            prompt=self.description.prompt,
+            truncation_side=truncation_side,
+            with_type_ids=takes_type_ids and (has_pairs or any(backend.encode("a").type_ids)),
+            threads=threads or self.tokenizer_threads,
+        )
+        return FastTokenizer(backend, settings, self.encoder(package))
+
+    @property
+    def tokenizer_threads(self) -> int:
+        return self.settings.tokenizer_threads or num_cores()
+
+    def encoder(self, package: str) -> Encoder | None:
+        """The package's, proven; None for hf, and where a resumed run finds the package gone or other tokens in it."""
+        choice = self.choose_tokenizer(package)
+        if package == "hf" or choice.name != package:
+            return None
+        self._choice = choice._replace(encoder=None)
+        encoder = choice.encoder or open_checked(package, self.parts().backend, self.tokenizer_threads)
+        return None if isinstance(encoder, str) else encoder
+
+    def choose_tokenizer(self, asked: str) -> TokenizerChoice:
+        """Once for the rows that were seen."""
+        if asked == "hf":
+            return TokenizerChoice("hf")
+        if self._choice is None:
+            self._choice = choose_tokenizer(
+                asked, self.parts().backend, self._texts, self.description.prompt, self.tokenizer_threads
+            )
+        return self._choice
+
+    def parts(self) -> TokenizerParts:
+        """Loaded once. Padding and truncation that a tokenizer.json may have baked in count for nothing."""
+        if self._parts is None:
+            assert self._load_tokenizer is not None
+            parts: TokenizerParts = self._load_tokenizer(self.description)
+            parts.backend.no_padding()
+            parts.backend.no_truncation()
+            if self.description.lower_case:
+                _add_lowercase(parts.backend)
+            self._parts = parts
+        return self._parts
+
+    def trial(self) -> Tokens:
+        """A few short rows for a backend to try the model on; the first two are equal."""
+        tokenizer = self.tokenizer(min(self.description.max_length or TRIAL_TOKENS, TRIAL_TOKENS), has_pairs=False)
+        tokens = tokenizer.tokenize(TRIAL, None).tokens
+        tokenizer.close()
+        return tokens.take(np.flatnonzero(tokens.lengths))
+
+    def skip_tokens(self) -> int:
+        """Tokens of the prompt that pooling leaves out: those before the text, without the closing special token."""
+        if self.description.include_prompt or not self.description.prompt:
+            return 0
+        backend = self.parts().backend
+        ids = backend.encode(self.description.prompt).ids
+        special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        return len(ids) - (1 if ids[-1] in special else 0)
+
+    # -- identity
+
+    def identity(self) -> dict[str, Any]:
+        """sha256 of every file; the commit of a hub model."""
+        return {"commit": self.description.commit, "files": self._file_hashes}
+
+    @functools.cached_property
+    def _file_hashes(self) -> dict[str, str]:
+        return file_hashes(self._found.folder)
+
+    @property
+    def key(self) -> str:
+        """sha256 over every file of the model."""
+        return hashlib.sha256(json.dumps(self._file_hashes).encode()).hexdigest()
+
+    def close(self) -> None:
+        if self._choice is not None and self._choice.encoder is not None:
+            self._choice.encoder.close()
+        self._choice = None
+
+
+def _add_lowercase(backend: Any) -> None:
+    """do_lower_case of sentence-transformers: lower-cases before whatever the tokenizer normalizes itself."""
+    from tokenizers import normalizers
+
+    first = normalizers.Lowercase()
+    if '"Lowercase"' not in json.dumps(json.loads(backend.to_str())["normalizer"]):
+        backend.normalizer = normalizers.Sequence([first, backend.normalizer]) if backend.normalizer else first

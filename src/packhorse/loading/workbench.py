@@ -1,0 +1,180 @@
+"""Trying ways on this machine: what tuning.search asks, answered with real models on rows of the job."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from packhorse.batching import planner
+from packhorse.data import Float32s, ModelCost, Tokens
+from packhorse.errors import DeviceOutOfMemoryError, PackhorseError
+from packhorse.loading.budgets import fitting_budgets
+from packhorse.loading.loader import Loader, batching
+from packhorse.stages import LoadedModel
+from packhorse.tuning.candidates import Candidate, Prediction, Trial
+from packhorse.tuning.gate import Verdict
+from packhorse.tuning.measure import Clock, Timed, time_rows, values_of
+from packhorse.tuning.precision import judge, tolerance_of
+from packhorse.tuning.prior import QUANTIZED, efficiency, load_s, predicted_rate, setup_s
+from packhorse.tuning.search import QUICK_SHARE
+
+FEWEST_BATCHES = 2  # of a trial, for each worker
+FEWEST_ROWS = 256  # no label changed in so many: with 95% confidence at most 1.2% of all
+ASSUMED_GAIN = {"fp32": 1.0, "bf16": 2.0, "fp16": 2.0, "int8": 3.5, "fp8": 3.5}  # of a GEMM that nobody measured
+
+
+def thinned(rows: Tokens, job_tokens: float) -> Tokens:
+    """Half of the rows where all of them are a good part of the job: 256 still bound what the gate has to bound."""
+    is_small = int(rows.offsets[-1]) <= QUICK_SHARE * job_tokens
+    return rows if is_small or rows.num_rows <= FEWEST_ROWS else rows.take(np.arange(0, rows.num_rows, 2))
+
+
+class RealWorkbench:
+    """A Workbench (tuning.search) over the loaders of some backends; `default` is the way that is loaded already."""
+
+    def __init__(self, loaders: dict[str, Loader], default: Candidate, job_tokens: float, clock: Clock) -> None:
+        """loaders: by the backend's name."""
+        self.clock = clock
+        self._loaders, self.default = loaders, default
+        first = loaders[default.backend]
+        self._settings, self.rows = first.settings, thinned(first.material.rows, job_tokens)
+        model = first.model(default.precision)
+        self.cost: ModelCost = model.cost
+        self._is_packed = model.is_packed
+        self._fp32_bytes = model.weight_bytes * (1 if default.precision == "fp32" else 2)
+        self._reference: Float32s | None = None
+        self._verdicts: dict[tuple[str, str], Verdict | None] = {}
+        self._observed: float | None = None  # real tokens/s of the default way, at a first look
+        self._ceilings = first.backend.known_ceilings(first.device, first.workers * first.threads)
+
+    def add(self, loaders: dict[str, Loader]) -> None:
+        """Other backends."""
+        self._loaders |= loaders
+
+    def budgets(self) -> tuple[int, int]:
+        """Token budgets that fit with the default's weights loaded."""
+        loader, d = self._loaders[self.default.backend], self.default
+        free_bytes = loader.backend.free_bytes(loader.device)
+        about = loader.description
+        return fitting_budgets(self._model(d), about, d.precision, self.rows, d.workers, free_bytes)
+
+    # -- before anything runs
+
+    def look(self) -> float:
+        """Real tokens/s of the default way on a few rows, for predictions of it and of others."""
+        if self._observed is None:
+            model, few = self._model(self.default), self._few_rows()
+            plan = planner(batching(self._settings.batching, model))(
+                few.lengths, self.default.max_batch_tokens, self._settings.batch_size
+            )
+            self._observed = time_rows(model, few, plan, None, self.clock).tokens_per_s
+        return self._observed
+
+    def _few_rows(self) -> Tokens:
+        """Every so manieth of the sample's rows, about as many as fill two batches for each worker."""
+        wanted = 2 * self.default.workers * self.default.max_batch_tokens
+        count = max(int(self.rows.num_rows * min(wanted / max(int(self.rows.offsets[-1]), 1), 1.0)), 1)
+        return self.rows.take(np.linspace(0, self.rows.num_rows - 1, count).astype(np.int64))
+
+    def predict(self, candidate: Candidate) -> Prediction:
+        rate = self._predicted(candidate) * self.look() / max(self._predicted(self.default), 1e-9)
+        tokens, gate_s = self._timed_tokens(candidate), 0.0
+        trial_s = tokens / rate
+        if self._needs_verdict(candidate):
+            is_reference_due = self._reference is None and self.default.precision != "fp32"
+            trial_s = gate_s = trial_s + (tokens / self.look() if is_reference_due else 0.0)
+        return Prediction(rate, self._setup_s(candidate), trial_s, gate_s)
+
+    def _setup_s(self, candidate: Candidate) -> float:
+        loader, parameters = self._loaders[candidate.backend], self._fp32_bytes // 4
+        if candidate.precision in loader.loaded and self._has_workers(candidate):
+            return 0.0
+        if candidate.precision not in QUANTIZED and loader.backend.is_prepared(loader.request(candidate.precision)):
+            return load_s(parameters)
+        return setup_s(*candidate.family, parameters)
+
+    def _predicted(self, candidate: Candidate) -> float:
+        loader = self._loaders[candidate.backend]
+        layout = "packed" if candidate.backend == self.default.backend and self._is_packed else "padded"
+        share = efficiency(loader.device.split(":")[0], candidate.backend, layout, candidate.precision)
+        gemm = self._gemm(candidate.precision)
+        copy = self._ceilings.copy_bytes_per_s if self._ceilings else None
+        weights = self._fp32_bytes // {"fp32": 1, "bf16": 2, "fp16": 2}.get(candidate.precision, 4)
+        lengths = self._loaders[self.default.backend].material.lengths
+        return predicted_rate(self.cost, lengths, gemm, copy, weights, candidate.max_batch_tokens, share)
+
+    def _gemm(self, precision: str) -> float:
+        """FLOP/s as measured once on this machine; else what the first look lets one expect."""
+        known = self._ceilings.gemm_flops_per_s if self._ceilings else {}
+        if precision in known:
+            return known[precision]
+        assumed = self.look() * max(self.cost.per_token, 1.0)
+        return assumed * ASSUMED_GAIN[precision] / ASSUMED_GAIN[self.default.precision]
+
+    # -- trials
+
+    def measure(self, candidate: Candidate, give_up_below: float | None) -> Trial:
+        begin = self.clock()
+        try:
+            model = self._model(candidate)
+            spent_s = self.clock() - begin
+            timed = self._timed(candidate, model, give_up_below)
+        except (PackhorseError, DeviceOutOfMemoryError) as error:
+            return Trial(None, self.clock() - begin, error=str(error))
+        if not timed.is_whole:
+            return Trial(timed.tokens_per_s, spent_s, is_beaten=True, peak_bytes=model.peak_bytes())
+        verdict = self._verdict(candidate, model, timed.values)
+        return Trial(timed.tokens_per_s, spent_s, accuracy=verdict, peak_bytes=model.peak_bytes())
+
+    def _model(self, candidate: Candidate) -> LoadedModel:
+        loader = self._loaders[candidate.backend]
+        loader.use(candidate.workers, candidate.threads)
+        return loader.model(candidate.precision)
+
+    def _has_workers(self, candidate: Candidate) -> bool:
+        loader = self._loaders[candidate.backend]
+        return (loader.workers, loader.threads) == (candidate.workers, candidate.threads)
+
+    def _timed(self, candidate: Candidate, model: LoadedModel, give_up_below: float | None) -> Timed:
+        """Of the sample's rows, again and again where they fill too few batches."""
+        times = -(-self._timed_tokens(candidate) // max(int(self.rows.offsets[-1]), 1))
+        rows = self.rows.take(np.tile(np.arange(self.rows.num_rows), times))
+        plan = planner(batching(self._settings.batching, model))(
+            rows.lengths, candidate.max_batch_tokens, self._settings.batch_size
+        )
+        timed = time_rows(model, rows, plan, give_up_below, self.clock)
+        return timed._replace(values=timed.values[: self.rows.num_rows])
+
+    def _timed_tokens(self, candidate: Candidate) -> int:
+        fewest = FEWEST_BATCHES * candidate.workers * candidate.max_batch_tokens
+        return max(int(self.rows.offsets[-1]), fewest)
+
+    # -- accuracy
+
+    def _needs_verdict(self, candidate: Candidate) -> bool:
+        return candidate.family not in self._verdicts and candidate.family != (self.default.backend, "fp32")
+
+    def _verdict(self, candidate: Candidate, model: LoadedModel, values: Float32s) -> Verdict | None:
+        """Against fp32 of the default backend, once for all ways of one backend and precision; None for that itself."""
+        if not self._needs_verdict(candidate):
+            if candidate.family == (self.default.backend, "fp32"):
+                self._reference = values if self._reference is None else self._reference
+            return self._verdicts.get(candidate.family)
+        tolerance = tolerance_of(self._settings, candidate.precision, model.reduction)
+        verdict = judge(self.reference(), values, model.reduction, tolerance)
+        is_wanted = self._settings.precision == candidate.precision and self._settings.tolerance is None
+        self._verdicts[candidate.family] = verdict._replace(passed=True) if is_wanted else verdict
+        return self._verdicts[candidate.family]
+
+    def judge(self, candidate: Candidate) -> Verdict:
+        """Its values of the sample's rows against fp32's, without timing. Raises ModelError where it cannot load."""
+        model = self._model(candidate)
+        values = values_of(model, self.rows, candidate.max_batch_tokens)
+        tolerance = tolerance_of(self._settings, candidate.precision, model.reduction)
+        return judge(self.reference(), values, model.reduction, tolerance)
+
+    def reference(self) -> Float32s:
+        """[n, width] fp32's values of the sample's rows, by the default backend. Raises ModelError."""
+        if self._reference is None:
+            loader = self._loaders[self.default.backend]
+            self._reference = values_of(loader.model("fp32"), self.rows, loader.candidate("fp32").max_batch_tokens)
+        return self._reference

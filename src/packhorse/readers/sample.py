@@ -1,0 +1,91 @@
+"""Rows of an input, taken here and there: what a job's lengths, precision and rates are looked at on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from packhorse.data import Chunk, Position
+from packhorse.readers.columns import column_texts
+from packhorse.stages import Reader
+
+SAMPLE_ROWS = 1_024
+PLACES = 16
+ALL = 1 - 1e-9  # of an input; its share is a sum of floats
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """texts: one list a text column, None for a row without a text. total_rows: of the job, an estimate where the input
+    does not tell."""
+
+    texts: list[list[str | None]]
+    total_rows: float
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are no other rows."""
+        return len(self.texts[0]) == self.total_rows
+
+    @property
+    def pairs(self) -> list[str | None] | None:
+        return self.texts[1] if len(self.texts) > 1 else None
+
+
+def take_sample(reader: Reader, text_columns: Sequence[str], limit: int | None, max_rows: int = SAMPLE_ROWS) -> Sample:
+    """Up to max_rows rows from up to 16 places spread over the input; of an input with --limit, its first rows.
+
+    A function of the input and the arguments alone, so that a resumed run sees the same rows. Raises InputError.
+    """
+    places = reader.spread(min(PLACES, max_rows)) if limit is None else [Position(0, 0)]
+    texts: list[list[str | None]] = [[] for _ in text_columns]
+    share, quota = 0.0, (max_rows if limit is None else min(max_rows, limit)) // len(places)
+    for place, following in zip(places, [*places[1:], None], strict=True):
+        end = _take(reader, place, following, text_columns, quota, texts)
+        share += reader.progress(end) - reader.progress(place)
+    known, seen = reader.num_rows(), len(texts[0])
+    total = float(known) if known is not None else seen / share if seen and share < ALL else float(seen)
+    return Sample(texts, total if limit is None else min(total, limit))
+
+
+def _take(
+    reader: Reader,
+    place: Position,
+    following: Position | None,
+    text_columns: Sequence[str],
+    quota: int,
+    texts: list[list[str | None]],
+) -> Position:
+    """Adds the texts of up to `quota` rows from a place on, none of the following one's; where it ended."""
+    end = place
+    for chunk in reader.read(place, list(text_columns), list(text_columns)):
+        count = min(quota, _rows_before(chunk, following))
+        for name, seen in zip(text_columns, texts, strict=True):
+            errors = {i: error for i, error in chunk.errors.items() if i < count}
+            seen += column_texts(chunk.table[name].slice(0, count), errors)
+        quota -= count
+        end = Position(chunk.file, int(chunk.marks[count]))
+        if not quota or count < chunk.table.num_rows:
+            break
+    return end
+
+
+def _rows_before(chunk: Chunk, following: Position | None) -> int:
+    """Rows of the chunk that lie before a position."""
+    if following is None or chunk.file < following.file:
+        return chunk.table.num_rows
+    if chunk.file > following.file:
+        return 0
+    return int((chunk.marks[:-1] < following.mark).sum())
+
+
+def even_rows(num_rows: Sequence[int], places: int) -> list[Position]:
+    """Positions of rows at even steps through files of so many rows each; the first is the input's first row."""
+    total = sum(num_rows)
+    found: list[Position] = []
+    for k in range(places):
+        row, file = k * total // places, 0
+        while file < len(num_rows) - 1 and row >= num_rows[file]:
+            row, file = row - num_rows[file], file + 1
+        found.append(Position(file, row))
+    return list(dict.fromkeys(found)) or [Position(0, 0)]
