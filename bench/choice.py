@@ -5,7 +5,8 @@
 
 Each way is the command as a person would type it, from start to exit, on the same Parquet file, with an output of its
 own. `cold` has an empty cache (nothing measured, nothing converted); `warm` runs again with the cache that the cold one
-left. By hand, --tune off makes no comparison at all: the backend and precision are taken as said.
+left; a hand choice that did not run warm counts with its cold run. By hand, --tune off makes no comparison at all: the
+backend and precision are taken as said.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ def main() -> None:
     add("--sst2", type=int, default=60_614, help="rows of SST-2")
     add("--reviews", type=int, default=2_000, help="movie reviews")
     add("--hands", default="torch:bf16,openvino:bf16,torch:fp32", help="BACKEND:PRECISION, by comma")
-    add("--no-warm", action="store_true", help="cold runs alone")
+    add(
+        "--warm",
+        default="auto",
+        help="ways that run warm too, by comma; torch keeps nothing that a second run would use",
+    )
     add("--data", type=Path, default=workloads.DEFAULT_DATA)
     add("--json", type=Path)
     arguments = parser.parse_args()
@@ -75,7 +80,7 @@ def write_rows(path: Path, arguments: argparse.Namespace) -> Path:
 def timed_runs(model: Path, rows: Path, arguments: argparse.Namespace, scratch: Path) -> Any:
     """One way after the other; each cold, then warm with what the cold run left in its cache."""
     for number, hand in enumerate([AUTO, *filter(None, arguments.hands.split(","))]):
-        for state in ("cold",) if arguments.no_warm else ("cold", "warm"):
+        for state in ("cold", "warm") if hand in arguments.warm.split(",") else ("cold",):
             run = timed(model, rows, hand, scratch / f"{number}-{state}", scratch / f"cache-{number}")
             yield run | {"way": hand, "cache": state}
             print(f"{hand:16} {state}: {run['wall_s']:7.1f} s, {run['chosen']}", flush=True)
@@ -116,9 +121,11 @@ def ratios(runs: list[dict[str, Any]]) -> list[str]:
     """auto against the best hand choice, cold against cold and warm against warm."""
     lines = []
     for state in ("cold", "warm"):
-        walls = {run["way"]: run["wall_s"] for run in runs if run["cache"] == state}
+        walls = {run["way"]: run["wall_s"] for run in runs if run["cache"] in ("cold", state)}
+        if AUTO not in {run["way"] for run in runs if run["cache"] == state}:
+            continue
         hands = {way: wall for way, wall in walls.items() if way != AUTO}
-        if hands and AUTO in walls:
+        if hands:
             best = min(hands, key=hands.__getitem__)
             lines.append(f"{state}: auto {walls[AUTO]:.1f} s, best hand choice {best} {hands[best]:.1f} s: "
                          f"{walls[AUTO] / hands[best]:.3f}")  # fmt: skip

@@ -106,7 +106,11 @@ class Job:
         """Decides the plan and writes the manifest, before the first shard."""
         texts = Texts(self._columns.text, self._columns.pair)
         total_rows, asked = self._see_rows(), self._config.plan
-        self._loader, plan = replayed(self._loader, asked, texts) if asked else choose(self._loader, total_rows, texts)
+        self._loader, plan = (
+            replayed(self._loader, asked, texts)
+            if asked
+            else choose(self._loader, total_rows, texts, clock=self._clock)
+        )
         manifest = {
             **identity,
             "plan": plan.model_dump(mode="json"),
@@ -115,6 +119,12 @@ class Job:
         }
         self._folder.write_manifest(manifest)
         return plan
+
+    def _clock(self) -> float:
+        """Read between the batches of trials, so that a stop is seen there too."""
+        if self._stop.event.is_set():
+            raise InterruptedRunError(self._stop.signum, 0)
+        return time.perf_counter()
 
     def _compute(self, plan: Plan, stages: Stages, commits: list[Commit]) -> RunReport:
         self._folder.check_parts(commits)

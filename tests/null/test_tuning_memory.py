@@ -154,8 +154,8 @@ def test_every_way_has_an_efficiency(device: str, backend: str, layout: str, pre
 
 def test_set_up_of_bert_base() -> None:
     of = {(b, p): setup_s(b, p, 110e6) for b in ("torch", "onnx", "openvino", "null") for p in ("fp32", "int8")}
-    assert of["torch", "fp32"] == pytest.approx(1.5) and of["torch", "int8"] == pytest.approx(6.5)
-    assert of["openvino", "fp32"] == pytest.approx(15) and of["openvino", "int8"] == pytest.approx(75)
-    assert of["onnx", "fp32"] == pytest.approx(20) and of["null", "fp32"] == 0
+    assert of["torch", "fp32"] == pytest.approx(2.4) and of["torch", "int8"] == pytest.approx(14.4)
+    assert of["openvino", "fp32"] == pytest.approx(9.6) and of["openvino", "int8"] == pytest.approx(74.6)
+    assert of["onnx", "fp32"] == pytest.approx(25) and of["null", "fp32"] == 0
     assert setup_s("onnx", "fp32", 220e6) - setup_s("onnx", "fp32", 110e6) == pytest.approx(LOAD_S + EXPORT_S["onnx"])
     assert load_s(220e6) == pytest.approx(2 * LOAD_S)

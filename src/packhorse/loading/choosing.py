@@ -215,17 +215,18 @@ def families(loader: Loader, is_job: bool = True) -> tuple[dict[str, Loader], li
 
 
 def _precisions(loader: Loader) -> list[str]:
-    if loader.own_precision:
-        return [loader.own_precision]
+    if loader.own_precision or loader.settings.exact:
+        return [loader.own_precision or "fp32"]
     with_quantized = loader.settings.tolerance is not None or loader.settings.tune == "full"
     return candidates(loader.settings, loader.device, loader.supported_precisions(), with_quantized)
 
 
 def _others(loader: Loader) -> list[str]:
-    """Backends that could run what torch runs. A kind of attention or batching asked for is torch's alone."""
+    """Backends that could run what torch runs. A kind of attention or batching asked for is torch's alone; a lower
+    precision asked for is taken as it is, and that differs between backends."""
     s = loader.settings
     is_open = s.backend == "auto" and s.attention == "auto" and s.batching == "auto" and s.batch_size is None
-    if loader.backend_name != "torch" or not is_open or s.exact:
+    if loader.backend_name != "torch" or not is_open or s.exact or s.precision not in ("auto", "fp32"):
         return []
     return [name for name in OTHERS if is_installed("onnxruntime" if name == "onnx" else name)]
 

@@ -12,6 +12,7 @@ from packhorse.loading.loader import Loader
 from packhorse.metrics import VALUE_BYTES, activation_bytes
 from packhorse.plans import Alternative, Forecast
 from packhorse.tuning.candidates import Candidate, JobSize, Prediction, Trial
+from packhorse.tuning.gate import MIN_JOB_ROWS
 from packhorse.tuning.precision import first_choice
 from packhorse.tuning.prior import efficiency, predicted_rate, setup_s
 from packhorse.tuning.search import search
@@ -50,12 +51,14 @@ def predicted(loader: Loader, total_rows: float) -> Guess:
     if not cost.per_token or not bench.predict(default).tokens_per_s:
         unknown = Forecast(rows=job.rows, tokens=job.tokens, sample_rows=len(loader.material.lengths))
         return Guess((_unknown(default),), unknown, layout, weights, per_token)
-    decision = search(candidates, default, job, bench, "quick", cores=1, budgets=NO_KNOBS)
+    are_enough = job.rows >= MIN_JOB_ROWS
+    decision = search(candidates, default, job, bench, "quick" if are_enough else "off", cores=1, budgets=NO_KNOBS)
     forecast = Forecast(
         rows=job.rows, tokens=job.tokens, sample_rows=len(loader.material.lengths),
         tokens_per_s=decision.chosen_rate, total_s=decision.chosen_total_s, source="predicted",
     )  # fmt: skip
-    alternatives = (*map(_as_predicted, decision.alternatives), *unfit)
+    listed = decision.alternatives if are_enough else map(_too_few, decision.alternatives)
+    alternatives = (*map(_as_predicted, listed), *unfit)
     return Guess(alternatives, forecast, layout, weights, per_token)
 
 
@@ -117,6 +120,11 @@ def _as_predicted(alternative: Alternative) -> Alternative:
     """What was only imagined is no measurement."""
     rate = alternative.measured_tokens_per_s or alternative.predicted_tokens_per_s
     return alternative.model_copy(update={"measured_tokens_per_s": None, "predicted_tokens_per_s": rate})
+
+
+def _too_few(alternative: Alternative) -> Alternative:
+    reason = f"with fewer than {MIN_JOB_ROWS:,} rows no other way is tried"
+    return alternative.model_copy(update={"reason": reason if alternative.status == "not_tried" else ""})
 
 
 def _unknown(default: Candidate) -> Alternative:

@@ -6,7 +6,7 @@ import numpy as np
 
 from packhorse.batching import planner
 from packhorse.data import Float32s, ModelCost, Tokens
-from packhorse.errors import DeviceOutOfMemoryError, PackhorseError
+from packhorse.errors import DeviceOutOfMemoryError, ModelError, UsageError
 from packhorse.loading.budgets import fitting_budgets
 from packhorse.loading.loader import Loader, batching
 from packhorse.stages import LoadedModel
@@ -15,8 +15,8 @@ from packhorse.tuning.gate import Verdict
 from packhorse.tuning.measure import Clock, Timed, time_rows, values_of
 from packhorse.tuning.precision import judge, tolerance_of
 from packhorse.tuning.prior import QUANTIZED, efficiency, load_s, predicted_rate, setup_s
-from packhorse.tuning.search import QUICK_SHARE
 
+SMALL_SHARE = 0.005  # of a job's tokens: some ways are tried, each on the whole sample, and fp32 is slow
 FEWEST_BATCHES = 2  # of a trial, for each worker
 FEWEST_ROWS = 256  # no label changed in so many: with 95% confidence at most 1.2% of all
 ASSUMED_GAIN = {"fp32": 1.0, "bf16": 2.0, "fp16": 2.0, "int8": 3.5, "fp8": 3.5}  # of a GEMM that nobody measured
@@ -24,7 +24,7 @@ ASSUMED_GAIN = {"fp32": 1.0, "bf16": 2.0, "fp16": 2.0, "int8": 3.5, "fp8": 3.5} 
 
 def thinned(rows: Tokens, job_tokens: float) -> Tokens:
     """Half of the rows where all of them are a good part of the job: 256 still bound what the gate has to bound."""
-    is_small = int(rows.offsets[-1]) <= QUICK_SHARE * job_tokens
+    is_small = int(rows.offsets[-1]) <= SMALL_SHARE * job_tokens
     return rows if is_small or rows.num_rows <= FEWEST_ROWS else rows.take(np.arange(0, rows.num_rows, 2))
 
 
@@ -118,7 +118,7 @@ class RealWorkbench:
             model = self._model(candidate)
             spent_s = self.clock() - begin
             timed = self._timed(candidate, model, give_up_below)
-        except (PackhorseError, DeviceOutOfMemoryError) as error:
+        except (ModelError, UsageError, DeviceOutOfMemoryError) as error:
             return Trial(None, self.clock() - begin, error=str(error))
         if not timed.is_whole:
             return Trial(timed.tokens_per_s, spent_s, is_beaten=True, peak_bytes=model.peak_bytes())

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from packhorse.metrics import LiveCounters, RunReport
 from packhorse.plans import Plan
-from packhorse.report.text import plan_line, preview_lines, progress_line, summary_lines
+from packhorse.report.text import forecast_line, plan_line, preview_lines, progress_line, summary_lines
 
 PLAIN_EVERY_S = 10.0
 JSON_EVERY_S = 1.0
@@ -39,8 +39,9 @@ class Reporter:
             self._json("plan", **plan.model_dump(mode="json"))
             return
         self.note(plan_line(plan, model))
-        for text in plan.notes:
-            self.note(f"  {text}")
+        for text in (*plan.notes, forecast_line(plan)):
+            if text is not None:
+                self.note(f"  {text}")
 
     def preview(self, texts: Sequence[str | None], predictions: pa.Table) -> None:
         lines = preview_lines(texts, predictions)

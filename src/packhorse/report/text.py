@@ -22,6 +22,17 @@ def plan_line(plan: Plan, model: str) -> str:
     return f"{plan.task} with {model} on {plan.device} ({plan.precision}, {plan.backend}): {batches}, {longest}"
 
 
+def forecast_line(plan: Plan) -> str | None:
+    """What the run is expected to take, and how that is known; None where nothing was measured or remembered."""
+    forecast = plan.forecast
+    if forecast is None or forecast.total_s is None or not forecast.tokens_per_s:
+        return None
+    known = {
+        "measured": f"measured in {duration(forecast.tuned_s)}", "cached": "measured by an earlier run",
+    }.get(forecast.source, "predicted")  # fmt: skip
+    return f"expected: {duration(forecast.total_s)} at {forecast.tokens_per_s:,.0f} tokens/s, {known}"
+
+
 def preview_lines(texts: Sequence[str | None], predictions: pa.Table) -> list[str]:
     """The first predictions, a line each."""
     lines = []

@@ -34,10 +34,10 @@ UNKNOWN_EFFICIENCY = 0.3  # assumed: a little less than the slowest way that was
 BATCH_OVERHEAD_S = 0.001
 
 SETUP_PARAMETERS = 110e6  # of the model whose set-up these seconds are
-LOAD_S = 1.5  # weights into torch, each precision
-EXPORT_S = {"torch": 0.0, "openvino": 11.5, "onnx": 10.5}
+LOAD_S = 2.4  # weights into torch, each precision
+EXPORT_S = {"torch": 0.0, "openvino": 5.2, "onnx": 14.6}
 # torch: calibration; openvino: NNCF; onnx: assumed, its quantizer only rewrites weights.
-QUANTIZE_S = {"torch": 5.0, "openvino": 50.0, "onnx": 10.0}
+QUANTIZE_S = {"torch": 12.0, "openvino": 55.0, "onnx": 10.0}
 # Whatever the size: packages imported, a graph of operators traced and fused.
 FIXED_EXPORT_S = {"torch": 0.0, "openvino": 2.0, "onnx": 8.0}
 FIXED_QUANTIZE_S = {"torch": 0.0, "openvino": 10.0, "onnx": 2.0}
