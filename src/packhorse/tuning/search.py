@@ -6,9 +6,9 @@ Rates are predicted first; a few ways are then tried on rows of the job, best pr
 - A prediction is multiplied by measured / predicted of its backend: what slows a backend down on this machine slows it
   down in all precisions. Of several such ratios the largest counts, for a precision without instructions says nothing
   of the others. All of it is computed again after each trial, so that a surprise changes what is tried next.
-- quick: exploration, which is everything but the default's set-up (that is paid without tuning too), stays within
-  QUICK_SHARE of the run. So, as far as costs are as predicted, a tuned job is at most that much longer than one that
-  takes the default at once. The accuracy gate may cost more where it promises to repay itself: `_is_investment`.
+- quick: exploration stays within QUICK_SHARE of the run. The set-ups of the default and of the best way are none: who
+  takes them at once pays them too. So, as far as costs are as predicted, a tuned job is at most that much longer than
+  the best way alone. The accuracy gate comes on top where it promises to repay itself: `_is_investment`.
 - full: whatever is not hopeless is tried, then the knobs of all families that are near the best.
 """
 
@@ -120,7 +120,8 @@ class _Search:
     ) -> None:
         self._trials, self._workbench, self._mode, self._variations = trials, workbench, mode, variations
         self._begin = workbench.clock()
-        self._explored_s = 0.0
+        self._explored_s = 0.0  # trials, without set-ups and what gates repay
+        self._setups_s: dict[Candidate, float] = {}
 
     def quick(self) -> None:
         while (candidate := self._next_quick()) is not None:
@@ -164,16 +165,15 @@ class _Search:
         return None
 
     def _try(self, candidate: Candidate) -> None:
-        cost_s, gate_s = self._trials.prediction(candidate).cost_s, self._trials.prediction(candidate).gate_s
-        is_investment = gate_s > 0 and cost_s > self._left_s
+        gate_s = self._trials.prediction(candidate).gate_s if self._is_investment(candidate) else 0.0
         best = self._trials.best
         # at this rate it takes as long as the best even with all of its set-up behind it
         to_beat = None if best is None else self._trials.job.tokens / max(self._trials.best_total_s, 1e-9)
         begin = self._workbench.clock()
         trial = self._workbench.measure(candidate, to_beat)
         elapsed_s = self._workbench.clock() - begin
-        if not is_investment:
-            self._explored_s += elapsed_s - (trial.setup_s if candidate == self._trials.default else 0.0)
+        self._explored_s += max(elapsed_s - trial.setup_s - gate_s, 0.0)
+        self._setups_s[candidate] = trial.setup_s
         self._trials.add(candidate, trial)
 
     # -- what is worth a trial
@@ -222,7 +222,10 @@ class _Search:
 
     @property
     def _left_s(self) -> float:
-        return QUICK_SHARE * self._trials.best_total_s - self._explored_s
+        """Of what may be spent: the set-ups of the default and of the best way now are no exploration."""
+        paid = {self._trials.default, self._trials.best}
+        setups_s = sum(setup_s for candidate, setup_s in self._setups_s.items() if candidate not in paid)
+        return QUICK_SHARE * self._trials.best_total_s - self._explored_s - setups_s
 
     # -- the outcome
 
@@ -284,9 +287,9 @@ class _Search:
         setup, trial = _seconds(setup_s), _seconds(cost_s - setup_s)
         if self._saving_s(candidate) <= cost_s:
             return f"would save {_seconds(self._saving_s(candidate))}, costs {setup} to set up and {trial} to try"
-        allowance = _seconds(QUICK_SHARE * self._trials.best_total_s)
-        spent = f", {_seconds(self._explored_s)} of it spent" if self._explored_s else ""
-        more = f"more than {QUICK_SHARE:.0%} of the run ({allowance}{spent}); --tune full tries it"
+        allowance_s = QUICK_SHARE * self._trials.best_total_s
+        spent = f", {_seconds(allowance_s - self._left_s)} of it spent" if self._left_s < allowance_s else ""
+        more = f"more than {QUICK_SHARE:.0%} of the run ({_seconds(allowance_s)}{spent}); --tune full tries it"
         return f"its set-up of {setup} and trial of {trial} are {more}"
 
     def _against_best(self, candidate: Candidate) -> str:
