@@ -165,14 +165,15 @@ class _Search:
         return None
 
     def _try(self, candidate: Candidate) -> None:
-        gate_s = self._trials.prediction(candidate).gate_s if self._is_investment(candidate) else 0.0
+        prediction, is_investment = self._trials.prediction(candidate), self._is_investment(candidate)
+        gate_share = prediction.gate_s / prediction.trial_s if is_investment else 0.0
         best = self._trials.best
         # at this rate it takes as long as the best even with all of its set-up behind it
         to_beat = None if best is None else self._trials.job.tokens / max(self._trials.best_total_s, 1e-9)
         begin = self._workbench.clock()
         trial = self._workbench.measure(candidate, to_beat)
         elapsed_s = self._workbench.clock() - begin
-        self._explored_s += max(elapsed_s - trial.setup_s - gate_s, 0.0)
+        self._explored_s += (1 - gate_share) * (elapsed_s - trial.setup_s)
         self._setups_s[candidate] = trial.setup_s
         self._trials.add(candidate, trial)
 
@@ -181,9 +182,8 @@ class _Search:
     def _is_worth_trying(self, candidate: Candidate) -> bool:
         if candidate == self._trials.default:
             return False
-        cost_s = self._cost_s(candidate)
-        run_s = self._trials.job.run_s(PRIOR_ERROR * self._trials.rate(candidate))
-        could_repay = self._trials.best_total_s - run_s > cost_s
+        cost_s, job = self._cost_s(candidate), self._trials.job
+        could_repay = self._trials.best_total_s - job.run_s(PRIOR_ERROR * self._trials.rate(candidate)) > cost_s
         return (could_repay and cost_s <= self._left_s) or self._is_investment(candidate)
 
     def _is_investment(self, candidate: Candidate) -> bool:
@@ -195,8 +195,7 @@ class _Search:
     def _knobs_are_worth_trying(self) -> bool:
         """Whether the default and one variation of it fit."""
         default = self._trials.default
-        trial_s = self._trials.prediction(default).trial_s
-        return bool(self._variations(default)) and self._knobs_could_repay(2 * trial_s)
+        return bool(self._variations(default)) and self._knobs_could_repay(2 * self._trials.prediction(default).trial_s)
 
     def _knobs_could_repay(self, cost_s: float) -> bool:
         run_s = self._trials.job.run_s(self._trials.rate(self._trials.best or self._trials.default))
