@@ -125,8 +125,9 @@ class Loader:
         """All stages as a plan says."""
         self.use(plan.workers, plan.threads)
         has_pairs = plan.pair_column is not None
+        threads = self.settings.tokenizer_threads or plan.tokenizer_threads  # they change no byte: a flag may
         return Stages(
-            tokenizer=self.material.tokenizer(plan.max_length, has_pairs, plan.tokenizer, plan.tokenizer_threads),
+            tokenizer=self.material.tokenizer(plan.max_length, has_pairs, plan.tokenizer, threads),
             planner=planner(plan.batching),
             model=self.model(plan.precision),
             task=self.task,
@@ -164,7 +165,8 @@ class Loader:
             task=self.description.task, backend=self.backend_name, device=self.device.split(":")[0],
             precision=precision, attention=model.attention, batching=policy, batch_size=batch_size,
             max_batch_tokens=candidate.max_batch_tokens, max_length=self._max_length(precision), workers=self.workers,
-            threads=self.threads, tokenizer=tokenizer.name, text_column=text_column, pair_column=pair_column,
+            threads=self.threads, tokenizer=tokenizer.name,
+            tokenizer_threads=self.material.tokenizer_threads, text_column=text_column, pair_column=pair_column,
             notes=notes + model.notes + tokenizer.notes + self._own_notes(precision, policy),
             versions=self.versions(), **found,
         )  # fmt: skip
