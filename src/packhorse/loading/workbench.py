@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from packhorse.batching import planner
-from packhorse.data import Float32s, ModelCost, Tokens
+from packhorse.data import BatchPlan, Float32s, Int64s, ModelCost, Tokens
 from packhorse.errors import DeviceOutOfMemoryError, ModelError, UsageError
 from packhorse.loading.budgets import fitting_budgets
 from packhorse.loading.loader import Loader, batching
+from packhorse.readers.cut import MAX_ROWS
 from packhorse.stages import LoadedModel
 from packhorse.tuning.candidates import Candidate, Prediction, Trial
 from packhorse.tuning.gate import Verdict
@@ -22,6 +23,12 @@ PASSES = 2  # over the sample, of ways that come near
 FEWEST_BATCHES = 2  # of a trial, for each worker
 FEWEST_ROWS = 256  # no label changed in so many: with 95% confidence at most 1.2% of all
 ASSUMED_GAIN = {"fp32": 1.0, "bf16": 2.0, "fp16": 2.0, "int8": 3.5, "fp8": 3.5}  # of a GEMM that nobody measured
+
+
+def _efficiency(model: LoadedModel, lengths: Int64s, plan: BatchPlan) -> float:
+    """Real / computed tokens of a plan."""
+    computed = sum(model.computed_tokens(lengths[plan.rows(b)]) for b in range(plan.num_batches))
+    return int(lengths.sum()) / max(computed, 1)
 
 
 def thinned(rows: Tokens, job_tokens: float) -> Tokens:
@@ -155,7 +162,17 @@ class RealWorkbench:
         if timed.is_whole and give_up_below is not None and timed.tokens_per_s >= NEAR * give_up_below:
             again = time_rows(model, rows, plan, None, self.clock).tokens_per_s
             timed = timed._replace(tokens_per_s=max(again, timed.tokens_per_s))
-        return timed._replace(values=timed.values[: self.rows.num_rows])
+        rate = timed.tokens_per_s * self._shard_efficiency(candidate, model) / _efficiency(model, rows.lengths, plan)
+        return Timed(timed.values[: self.rows.num_rows], rate, timed.is_whole)
+
+    def _shard_efficiency(self, candidate: Candidate, model: LoadedModel) -> float:
+        """Padding efficiency of a shard of the job: among more rows each finds neighbours nearer to its own length."""
+        seen = self._loaders[self.default.backend].material.lengths
+        lengths = np.random.default_rng(0).choice(seen[seen > 0], MAX_ROWS)
+        plan = planner(batching(self._settings.batching, model))(
+            lengths, candidate.max_batch_tokens, self._settings.batch_size
+        )
+        return _efficiency(model, lengths, plan)
 
     def _timed_tokens(self, candidate: Candidate) -> int:
         fewest = FEWEST_BATCHES * candidate.workers * candidate.max_batch_tokens

@@ -129,6 +129,13 @@ class Trials:
     def get(self, candidate: Candidate) -> Trial | None:
         return self._trials.get(candidate)
 
+    def has_narrower(self, candidate: Candidate) -> bool:
+        """Whether it is fp32, and a lower precision of its backend worked as fast as it is expected to: it computes the
+        same products, twice as wide."""
+        narrower = [c for c in self._trials if c.backend == candidate.backend and c.precision != "fp32"]
+        faster = [c for c in narrower if self.is_usable(c) and self.rate(c) >= self.rate(candidate)]
+        return candidate.precision == "fp32" and bool(faster)
+
     def untried(self) -> list[Candidate]:
         """By predicted total, the least first; in the order given where they are equal."""
         return sorted((c for c in self.listed if c not in self), key=self.total_s)

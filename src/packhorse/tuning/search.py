@@ -180,7 +180,7 @@ class _Search:
     # -- what is worth a trial
 
     def _is_worth_trying(self, candidate: Candidate) -> bool:
-        if candidate == self._trials.default:
+        if candidate == self._trials.default or self._trials.has_narrower(candidate):
             return False
         cost_s, job = self._cost_s(candidate), self._trials.job
         could_repay = self._trials.best_total_s - job.run_s(PRIOR_ERROR * self._trials.rate(candidate)) > cost_s
