@@ -272,6 +272,16 @@ def test_a_precision_asked_for_is_compared_and_taken_all_the_same(decide: Decide
         decide(wrong, precision="bf16", tolerance=0.01)
 
 
+def test_fp32_asked_for_is_taken_from_another_engine_only_where_that_agrees(decide: Decide) -> None:
+    rates = {"torch fp32": 1e4, "openvino fp32": 4e4}
+    assert chosen(decide(Machine(rates), rows=3e6, precision="fp32")) == "openvino fp32"
+    others = [text.replace("good", "bad") for text in SAMPLE]
+    wrong = Machine(rates, wrong=("openvino fp32",))
+    found = decide(wrong, rows=3e6, precision="fp32", texts=others)
+    assert chosen(found) == "torch fp32"
+    assert {a.name: a.status for a in found.plan.alternatives}["openvino fp32"] == "inaccurate"
+
+
 def test_quantized_weights_come_into_question_with_a_tolerance_or_full_tuning(decide: Decide) -> None:
     rates = {**TWO, "torch int8": 8e4}
     assert chosen(decide(Machine(rates))) == "torch bf16"

@@ -14,8 +14,8 @@ from packhorse.stages import LoadedModel
 from packhorse.tuning.candidates import Candidate, Prediction, Trial
 from packhorse.tuning.gate import Verdict
 from packhorse.tuning.measure import Clock, Timed, time_rows, values_of
-from packhorse.tuning.precision import judge, tolerance_of
-from packhorse.tuning.prior import QUANTIZED, efficiency, load_s, predicted_rate, setup_s
+from packhorse.tuning.precision import QUANTIZED, judge, tolerance_of
+from packhorse.tuning.prior import efficiency, load_s, predicted_rate, setup_s
 
 SMALL_SHARE = 0.005  # of a job's tokens: some ways are tried, each on the whole sample, and fp32 is slow
 NEAR = 0.75  # of the rate to beat
@@ -51,7 +51,7 @@ class RealWorkbench:
         self._is_packed = model.is_packed
         self._fp32_bytes = model.weight_bytes * (1 if default.precision == "fp32" else 2)
         self._reference: Float32s | None = None
-        self._verdicts: dict[tuple[str, str], Verdict | None] = {}
+        self._verdicts: dict[tuple[str, str], Verdict] = {}
         self._observed: float | None = None  # real tokens/s of the default way, at a first look
         self._ceilings = first.backend.known_ceilings(first.device, first.workers * first.threads)
 
@@ -76,9 +76,7 @@ class RealWorkbench:
         """Real tokens/s of the default way on a few rows, for predictions of it and of others."""
         if self._observed is None:
             model, few = self._model(self.default), self._few_rows()
-            plan = planner(batching(self._settings.batching, model))(
-                few.lengths, self.default.max_batch_tokens, self._settings.batch_size
-            )
+            plan = self._plan(self.default, model, few.lengths)
             self._observed = time_rows(model, few, plan, None, self.clock).tokens_per_s
         return self._observed
 
@@ -155,9 +153,7 @@ class RealWorkbench:
         """
         times = -(-self._timed_tokens(candidate) // max(int(self.rows.offsets[-1]), 1))
         rows = self.rows.take(np.tile(np.arange(self.rows.num_rows), times))
-        plan = planner(batching(self._settings.batching, model))(
-            rows.lengths, candidate.max_batch_tokens, self._settings.batch_size
-        )
+        plan = self._plan(candidate, model, rows.lengths)
         timed = time_rows(model, rows, plan, give_up_below, self.clock)
         if timed.is_whole and give_up_below is not None and timed.tokens_per_s >= NEAR * give_up_below:
             again = time_rows(model, rows, plan, None, self.clock).tokens_per_s
@@ -169,10 +165,12 @@ class RealWorkbench:
         """Padding efficiency of a shard of the job: among more rows each finds neighbours nearer to its own length."""
         seen = self._loaders[self.default.backend].material.lengths
         lengths = np.random.default_rng(0).choice(seen[seen > 0], MAX_ROWS)
-        plan = planner(batching(self._settings.batching, model))(
-            lengths, candidate.max_batch_tokens, self._settings.batch_size
-        )
-        return _efficiency(model, lengths, plan)
+        return _efficiency(model, lengths, self._plan(candidate, model, lengths))
+
+    def _plan(self, candidate: Candidate, model: LoadedModel, lengths: Int64s) -> BatchPlan:
+        """The batches of rows of these lengths as the job would have them."""
+        s = self._settings
+        return planner(batching(s.batching, model))(lengths, candidate.max_batch_tokens, s.batch_size)
 
     def _timed_tokens(self, candidate: Candidate) -> int:
         fewest = FEWEST_BATCHES * candidate.workers * candidate.max_batch_tokens
@@ -189,16 +187,15 @@ class RealWorkbench:
             if candidate.family == (self.default.backend, "fp32"):
                 self._reference = values if self._reference is None else self._reference
             return self._verdicts.get(candidate.family)
-        tolerance = tolerance_of(self._settings, candidate.precision, model.reduction)
-        verdict = judge(self.reference(), values, model.reduction, tolerance)
-        is_wanted = self._settings.precision == candidate.precision and self._settings.tolerance is None
-        self._verdicts[candidate.family] = verdict._replace(passed=True) if is_wanted else verdict
-        return self._verdicts[candidate.family]
+        verdict = self._verdicts[candidate.family] = self._compared(candidate, model, values)
+        return verdict
 
     def judge(self, candidate: Candidate) -> Verdict:
         """Its values of the sample's rows against fp32's, without timing. Raises ModelError where it cannot load."""
         model = self._model(candidate)
-        values = values_of(model, self.rows, candidate.max_batch_tokens)
+        return self._compared(candidate, model, values_of(model, self.rows, candidate.max_batch_tokens))
+
+    def _compared(self, candidate: Candidate, model: LoadedModel, values: Float32s) -> Verdict:
         tolerance = tolerance_of(self._settings, candidate.precision, model.reduction)
         return judge(self.reference(), values, model.reduction, tolerance)
 

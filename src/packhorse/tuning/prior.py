@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from packhorse.batching import packed
 from packhorse.data import Int64s, ModelCost
+from packhorse.tuning.precision import QUANTIZED
 
 GFLOP_PER_TOKEN = 0.172
 GEMM_GFLOP_PER_S = {"fp32": 481.0, "bf16": 974.0, "int8": 1_830.0}  # the best matrix product of that machine
@@ -41,7 +42,6 @@ QUANTIZE_S = {"torch": 12.0, "openvino": 55.0, "onnx": 10.0}
 # Whatever the size: packages imported, a graph of operators traced and fused.
 FIXED_EXPORT_S = {"torch": 0.0, "openvino": 2.0, "onnx": 8.0}
 FIXED_QUANTIZE_S = {"torch": 0.0, "openvino": 10.0, "onnx": 2.0}
-QUANTIZED = ("int8", "fp8")
 
 
 def efficiency(device: str, backend: str, layout: str, precision: str) -> float:
