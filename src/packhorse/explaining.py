@@ -57,11 +57,10 @@ def _measured(loader: Loader, total_rows: float, texts: Texts) -> Plan:
 
 def _explained(config: RunConfig, loader: Loader, total_rows: float, plan: Plan | None) -> Explanation:
     guess = predicted(loader, total_rows)
-    first = plan.alternatives[0] if plan and plan.alternatives else guess.alternatives[0]
     policy = plan.batching if plan else guess.batching
     lengths = loader.material.lengths
     planned = _planned_rows(lengths[lengths > 0], total_rows)
-    budget = plan.max_batch_tokens if plan else first.max_batch_tokens
+    budget = (plan or guess.alternatives[0]).max_batch_tokens
     batches = _batches(planned, policy, budget, config.batch_size)
     computed = sum(b.computed_tokens for b in batches)
     return Explanation(

@@ -27,7 +27,7 @@ def read_machine() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "instructions": sorted(cpu_flags() & (INSTRUCTIONS | BF16_FLAGS | FP16_FLAGS | INT8_FLAGS)),
         "accelerators": accelerators(),
-        "system": f"{_distribution()}, {platform.system()} {platform.release().partition('-')[0]}",
+        "system": system(),
         "python": platform.python_version(),
     }
 
@@ -49,6 +49,11 @@ def _nvidia_smi() -> list[str]:
     except (OSError, subprocess.SubprocessError):  # installed without a driver, or one that hangs: no device to name
         return []
     return done.stdout.strip().splitlines()
+
+
+def system() -> str:
+    """The distribution, the kernel and its version, as in "Debian GNU/Linux 12 (bookworm), Linux 6.1"."""
+    return f"{_distribution()}, {platform.system()} {platform.release().partition('-')[0]}"
 
 
 def _distribution() -> str:

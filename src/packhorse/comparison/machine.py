@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 
 from packhorse.comparison.contract import Frozen
+from packhorse.devices.host import cpu_flags, cpu_name, num_cores
+from packhorse.machine import system
 
 # The instructions that decide how fast bf16 and int8 matrix products are (x86, then Arm).
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
@@ -34,16 +36,15 @@ class Machine(Frozen):
 
 def read_machine() -> Machine:
     """This machine."""
-    cpuinfo = _cpuinfo()
-    flags = (cpuinfo.get("flags") or cpuinfo.get("Features") or "").split()
+    here = cpu_flags()
     return Machine(
-        cpu=cpuinfo.get("model name") or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpu=cpu_name(),
+        cores=num_cores(),
         physical_cores=psutil.cpu_count(logical=False),
         memory_bytes=psutil.virtual_memory().total,
-        flags=[flag for flag in (*FLAGS, *ARM_FLAGS) if flag in flags],
+        flags=[flag for flag in (*FLAGS, *ARM_FLAGS) if flag in here],
         accelerators=_nvidia_gpus(),
-        system=f"{_distribution()}, {platform.system()} {platform.release().partition('-')[0]}",
+        system=system(),
     )
 
 
@@ -61,21 +62,6 @@ def read_versions(checkout: Path | None = None) -> dict[str, str]:
 def busy_share(seconds: float = 0.5) -> float:
     """Share of all cores that is at work now, 0 to 1: before a comparison, what others take."""
     return psutil.cpu_percent(seconds) / 100
-
-
-def _cpuinfo() -> dict[str, str]:
-    file = Path("/proc/cpuinfo")
-    if not file.is_file():
-        return {}
-    first_core = file.read_text().split("\n\n")[0]
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first_core.splitlines())}
-
-
-def _distribution() -> str:
-    try:
-        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
-    except OSError:
-        return platform.system()
 
 
 def _commit(checkout: Path) -> str:
