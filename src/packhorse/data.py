@@ -35,6 +35,7 @@ class Position(NamedTuple):
 
     file: int
     mark: int
+    check: int = 0  # CRC-32 of the file's bytes before the mark, where whoever goes on has to read them again
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -95,12 +94,6 @@ def text_bytes(table: pa.Table, text_columns: Sequence[str]) -> Int64s:
     for name in text_columns:
         total += pc.binary_length(table[name]).fill_null(0).to_numpy()
     return total
-
-
-def file_fingerprint(path: str) -> dict[str, object]:
-    """What tells that a file is the one of last time."""
-    stat = Path(path).stat()
-    return {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def guess_text_column(schema: pa.Schema, asked: str | None, pair: str | None) -> str:

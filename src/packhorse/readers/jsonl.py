@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from packhorse.data import JSON_TEXT, RAW_LINE, RESCUED, Chunk, Int64s, Position, RowError
 from packhorse.errors import InputError, UsageError
+from packhorse.files import fingerprint
 from packhorse.jsontext import dumps
-from packhorse.readers.columns import file_fingerprint, has_lone_surrogate
+from packhorse.readers.columns import has_lone_surrogate
 from packhorse.readers.sample import even_rows
 from packhorse.stages import Reader
 
@@ -61,12 +62,12 @@ class JsonlReader:
         return (sum(self._sizes[: position.file]) + position.mark) / max(sum(self._sizes), 1)
 
     def fingerprint(self) -> list[dict[str, object]]:
-        return [file_fingerprint(f) for f in self.files]
+        return [fingerprint(f) for f in self.files]
 
     def spread(self, places: int) -> list[Position]:
         """Where the line begins that follows each of the evenly spaced bytes."""
         positions = even_rows(self._sizes, places)
-        return list(dict.fromkeys(Position(file, _line_start(self.files[file], byte)) for file, byte in positions))
+        return list(dict.fromkeys(Position(p.file, _line_start(self.files[p.file], p.mark)) for p in positions))
 
     def read(self, start: Position, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[Chunk]:
         """Chunks from a position on. Raises InputError naming the file that cannot be read."""

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from packhorse.data import Chunk, Position
 from packhorse.errors import InputError
-from packhorse.readers.columns import file_fingerprint, normalized, with_large_strings
+from packhorse.files import fingerprint
+from packhorse.readers.columns import normalized, with_large_strings
 from packhorse.readers.sample import even_rows
 from packhorse.stages import Reader
 
@@ -49,7 +50,7 @@ class ParquetReader:
         return before / max(self.num_rows() or 0, 1)
 
     def fingerprint(self) -> list[dict[str, object]]:
-        return [file_fingerprint(f) | {"footer_sha256": _footer_hash(Path(f))} for f in self.files]
+        return [fingerprint(f) | {"footer_sha256": _footer_hash(Path(f))} for f in self.files]
 
     def spread(self, places: int) -> list[Position]:
         """In a large row group its first row stands for the others: the way to a later one decodes all before it."""
