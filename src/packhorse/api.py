@@ -31,6 +31,7 @@ def load(model: str | Path, **settings: Any) -> Engine:
         precision          "fp32", "bf16", "fp16", "int8"; "auto": bf16 (fp16) where it agrees with fp32 on your rows
         tolerance          how far a lower precision may be from fp32: of a score, or of a cosine
         attention          "auto", "packed", "sdpa", "sdpa:flash" and so on, "flash_attention_2", "eager", ...
+        compile            True: torch.compile, over padded batches; False: never; None: where it was faster
         exact              fp32 on one thread, bitwise repeatable on a CPU
         batching           "auto": packed without padding where proven right, else "padded", both by a budget of
                            tokens over rows sorted by length; "fixed": batch_size rows in input order

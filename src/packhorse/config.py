@@ -71,6 +71,8 @@ class EngineConfig(BaseModel):
     """Type of the embedding column."""
     scores: Literal["top", "all"] = "top"
     """all: adds a `scores` column with every label's score."""
+    compile: bool | None = None
+    """torch.compile, over padded batches; None: where it was measured to be faster."""
     tune: Literal["off", "quick", "full"] = "quick"
     """quick: ways are measured where that repays itself, for about 3% of the run; full: all of them; off: none."""
     tokenizer_threads: int | None = Field(None, ge=1)
@@ -90,6 +92,9 @@ class EngineConfig(BaseModel):
             raise ValueError(f"--attention {self.attention} has no fp32 kernels: --precision bf16 or fp16 goes with it")
         if self.batching == "packed" and self.attention not in ("auto", "packed"):
             raise ValueError(f"--batching packed needs --attention packed, not {self.attention}")
+        if self.compile and (self.exact or "packed" in (self.attention, self.batching)):
+            other = "--exact" if self.exact else "packing"
+            raise ValueError(f"--compile runs padded batches as fast as they go, so {other} does not go with it")
         if self.exact and self.tokenizer not in ("auto", "hf"):
             raise ValueError(f"--exact tokenizes with hf, --tokenizer says {self.tokenizer}: drop one of them")
         return self
@@ -149,6 +154,7 @@ class RunConfig(EngineConfig):
             "exact",
             "tolerance",
             "attention",
+            "compile",
             "batching",
             "batch_size",
             "max_batch_tokens",

@@ -251,6 +251,7 @@ class LoadRequest:
     attention: str  # auto, or what --attention asks for
     provider: str  # auto, or the execution provider that --provider asks for
     onnx_file: str | None
+    compiled: bool  # by torch.compile
     model_key: Callable[[], str]  # sha256 over every file of the model: what is built from it is cached under it
 
 

@@ -41,7 +41,7 @@ def explain(model: str | Path, input: str | Path, **settings: Any) -> Explanatio
     loader = Loader(config)
     try:
         sample = take_sample(reader, [name for name in texts if name is not None], config.limit)
-        loader.see(sample.texts[0], sample.pairs)
+        loader.see(sample.texts[0], sample.pairs, sample.is_whole)
         found = _measured(loader, sample.total_rows, texts) if config.tune != "off" else None
         explanation = _explained(config, loader, sample.total_rows, found)
     finally:

@@ -17,6 +17,10 @@ class Alternative(BaseModel):
     max_batch_tokens: int
     workers: int
     threads: int
+    compiled: bool = False
+    """By torch.compile."""
+    tokenizer_threads: int | None = None
+    """None: one a core, or as --tokenizer-threads says."""
     predicted_tokens_per_s: float | None = None
     """From FLOPs, bytes and the machine's ceilings."""
     measured_tokens_per_s: float | None = None
@@ -36,7 +40,7 @@ class Alternative(BaseModel):
     @property
     def name(self) -> str:
         """backend precision, as in "torch bf16"."""
-        return f"{self.backend} {self.precision}"
+        return " ".join([self.backend, self.precision, *(["compiled"] if self.compiled else [])])
 
 
 class Forecast(BaseModel):
@@ -73,6 +77,7 @@ class Plan(BaseModel):
     max_length: int | None
     workers: int
     threads: int
+    compiled: bool = False
     tokenizer: str
     tokenizer_threads: int | None = None
     text_column: str

@@ -20,8 +20,9 @@ NAMES = [
 ]  # fmt: skip
 
 RUN_FLAGS = [
-    "--attention", "--backend", "--batch-size", "--batching", "--dedup", "--devices", "--embedding-format",
-    "--exact", "--keep", "--limit", "--max-batch-tokens", "--max-error-rate", "--max-length", "--no-dedup",
+    "--attention", "--backend", "--batch-size", "--batching", "--compile", "--dedup", "--devices", "--embedding-format",
+    "--exact", "--keep", "--limit", "--max-batch-tokens", "--max-error-rate", "--max-length", "--no-compile",
+    "--no-dedup",
     "--no-normalize", "--normalize", "--on-error", "--onnx-file", "--output", "--output-prefix", "--overwrite",
     "--pair-column", "--plan", "--pooling", "--precision", "--price-per-hour", "--progress", "--prompt-name",
     "--provider", "--quiet", "--revision", "--scores", "--shard-rows", "--task", "--text-column", "--tokenizer",

@@ -158,7 +158,7 @@ def test_the_proof_names_package_and_text() -> None:
 class LyingMaterial(Material):
     """As if a package had been proven that lies on later rows."""
 
-    def encoder(self, package: str) -> Encoder | None:
+    def encoder(self, package: str, threads: int) -> Encoder | None:
         return None if package == "hf" else checked(Fake(word_piece_tokenizer(), lie))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Literal
 
 import pytest
@@ -337,12 +337,11 @@ def test_every_decision_is_complete_and_the_same_for_the_same_machine(
     assert all(a.reason for a in others)
     totals = [math.inf if a.total_s is None else a.total_s for a in others]
     assert totals == sorted(totals)
-    considered = {(a.backend, a.precision, a.max_batch_tokens, a.workers, a.threads) for a in decision.alternatives}
-    wanted = {*machine.candidates(), *machine.measured}
-    assert considered == {(*c.family, c.max_batch_tokens, c.workers, c.threads) for c in wanted}
-    tried = {(*c.family, c.max_batch_tokens, c.workers, c.threads) for c in machine.measured}
-    for a in decision.alternatives:
-        was_tried = (a.backend, a.precision, a.max_batch_tokens, a.workers, a.threads) in tried
+    knobs = [f.name for f in fields(Candidate)]
+    considered = [Candidate(**a.model_dump(include=set(knobs))) for a in decision.alternatives]
+    assert set(considered) == {*machine.candidates(), *machine.measured}
+    for a, candidate in zip(decision.alternatives, considered, strict=True):
+        was_tried = candidate in machine.measured
         assert was_tried != (a.status == "not_tried" or decision.source != "measured")
 
 
@@ -370,14 +369,21 @@ def test_neighbours_turn_one_knob_within_the_bounds(cores: int, low: int, high: 
         assert bounds[0] <= other.max_batch_tokens <= bounds[1] and other.workers * other.threads == cores
         changed_budget = other.max_batch_tokens != candidate.max_batch_tokens
         changed_split = (other.workers, other.threads) != (candidate.workers, candidate.threads)
-        assert changed_budget != changed_split
+        assert changed_budget + changed_split + (other.tokenizer_threads is not None) == 1
+        assert other.tokenizer_threads is None or 1 <= other.tokenizer_threads < cores
 
 
 def test_neighbours_of_8_cores() -> None:
     found = neighbours(Candidate("torch", "fp32", 1_024, 8, 1), 8, (512, 4_096))
-    assert [(c.max_batch_tokens, c.workers, c.threads) for c in found] == [
-        (2_048, 8, 1), (512, 8, 1), (1_024, 1, 8), (1_024, 4, 2)
+    assert [(c.max_batch_tokens, c.workers, c.threads, c.tokenizer_threads) for c in found] == [
+        (2_048, 8, 1, None), (512, 8, 1, None), (1_024, 1, 8, None), (1_024, 4, 2, None), (1_024, 8, 1, 4),
+        (1_024, 8, 1, 1),
     ]  # fmt: skip
+
+
+def test_compiled_code_keeps_to_one_worker() -> None:
+    compiled = Candidate("torch", "fp32", 1_024, 1, 8, compiled=True)
+    assert {(c.workers, c.threads, c.compiled) for c in neighbours(compiled, 8, (512, 4_096))} == {(1, 8, True)}
 
 
 def test_one_core_leaves_workers_and_threads_as_they_are() -> None:

@@ -7,6 +7,7 @@
 - `load_tokenizer(description) -> TokenizerParts`;
 - `load(request) -> LoadedModel`;
 - `is_prepared(request)`, whether all that load() would have to export, convert or quantize was kept by an earlier run;
+- `can_compile(device)`, whether torch.compile could work there;
 - `free_bytes(device)`, memory that this process may hold there, with what it holds already; None: not known;
 - `versions()`;
 - `best_gemm(device, precision, threads, seen)`, FLOP/s of the best matrix product, None where there is none;

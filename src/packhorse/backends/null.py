@@ -51,6 +51,10 @@ def is_prepared(request: LoadRequest) -> bool:
     return True
 
 
+def can_compile(device: str) -> bool:
+    return False
+
+
 def free_bytes(device: str) -> int | None:
     return None
 

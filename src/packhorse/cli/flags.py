@@ -52,6 +52,10 @@ Attention = Annotated[
     ],
     Flag(help="auto: packed, without any padding, where that is proven right for the model; else sdpa."),
 ]  # fmt: skip
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="torch.compile, over padded batches. Default: where it was faster."),
+]
 Batching = Annotated[
     Literal["auto", "packed", "padded", "fixed"],
     Flag(help="Token budget over rows sorted by length, or fixed: --batch-size rows in input order."),

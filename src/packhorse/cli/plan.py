@@ -28,6 +28,7 @@ def plan(
     exact: flags.Exact = False,
     tolerance: flags.Tolerance = None,
     attention: flags.Attention = "auto",
+    compile: flags.Compile = None,
     batching: flags.Batching = "auto",
     batch_size: flags.BatchSize = None,
     max_batch_tokens: flags.MaxBatchTokens = None,

@@ -15,7 +15,7 @@ from packhorse.plans import Alternative, Forecast, Plan
 from packhorse.tuning.candidates import Candidate, JobSize
 from packhorse.tuning.gate import MIN_JOB_ROWS, Verdict
 from packhorse.tuning.measure import Clock
-from packhorse.tuning.precision import candidates, first_choice
+from packhorse.tuning.precision import QUANTIZED, candidates, first_choice
 from packhorse.tuning.search import Decision, search
 
 OTHERS = ("openvino", "onnx")  # beside torch, where their packages are installed
@@ -204,6 +204,8 @@ def families(loader: Loader, is_job: bool = True) -> tuple[dict[str, Loader], li
     """Loaders by backend, the ways that come into question, one for each backend and precision, and backends that are
     installed but cannot do it."""
     loaders, found, unfit = {loader.backend_name: loader}, [loader.candidate(p) for p in _precisions(loader)], []
+    if is_job and _may_compile(loader):
+        found += [_compiled(loader, way) for way in found if way.precision not in QUANTIZED]
     for name in _others(loader) if is_job else ():
         try:
             other = loaders[name] = loader.sibling(name)
@@ -225,10 +227,28 @@ def _others(loader: Loader) -> list[str]:
     """Backends that could run what torch runs. A kind of attention or batching asked for is torch's alone; a lower
     precision asked for is taken as it is, and that differs between backends."""
     s = loader.settings
-    is_open = s.backend == "auto" and s.attention == "auto" and s.batching == "auto" and s.batch_size is None
+    is_open = (
+        s.backend == "auto"
+        and s.attention == "auto"
+        and s.batching == "auto"
+        and s.batch_size is None
+        and not s.compile
+    )
     if loader.backend_name != "torch" or not is_open or s.exact or s.precision not in ("auto", "fp32"):
         return []
     return [name for name in OTHERS if is_installed("onnxruntime" if name == "onnx" else name)]
+
+
+def _may_compile(loader: Loader) -> bool:
+    """Not known to be wanted or not, and nothing else was asked for that compiled code does not have."""
+    s = loader.settings
+    is_open = s.compile is None and s.attention == "auto" and s.batching == "auto" and not s.exact
+    return is_open and not loader.own_precision and loader.backend.can_compile(loader.device)
+
+
+def _compiled(loader: Loader, way: Candidate) -> Candidate:
+    workers, threads = loader.compiled_split
+    return replace(way, workers=workers, threads=threads, compiled=True)
 
 
 def _within(way: Candidate, budgets: tuple[int, int]) -> Candidate:

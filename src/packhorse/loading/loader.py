@@ -50,6 +50,9 @@ class Loader:
         self.device: str = self.backend.choose_device(settings)
         self.workers: int = self.backend.num_workers(self.device, num_cores())
         self.threads = 1 if settings.exact or self.workers > 1 else num_cores()
+        self.compiled = bool(settings.compile)
+        if self.compiled:
+            self.workers, self.threads = self.compiled_split
         self._models: dict[str, LoadedModel] = {}
 
     def _check_settings(self) -> None:
@@ -60,6 +63,8 @@ class Loader:
         for flag, value in (("--provider", s.provider), ("--onnx-file", s.onnx_file)):
             if self.backend_name != "onnx" and value not in (None, "auto"):
                 raise UsageError(f"{flag} {value}: belongs to --backend onnx, this is {self.backend_name}")
+        if s.compile and self.backend_name != "torch":
+            raise UsageError(f"--compile: belongs to --backend torch, this is {self.backend_name}")
 
     def sibling(self, backend: str) -> Loader:
         """Another backend of the same model; itself where it is that one already. Raises UsageError or ModelError."""
@@ -90,11 +95,20 @@ class Loader:
         for precision in precisions & self.loaded:
             self._models.pop(precision).close()
 
-    def use(self, workers: int, threads: int) -> None:
-        """How many forwards at the same time, and threads inside an operator; what is loaded otherwise is dropped."""
-        if (workers, threads) != (self.workers, self.threads):
+    @property
+    def compiled_split(self) -> tuple[int, int]:
+        """Workers and threads of compiled code: torch.compile refuses a call while another thread traces."""
+        return 1, self.workers * self.threads
+
+    def use(self, workers: int, threads: int, compiled: bool) -> None:
+        """How many forwards at the same time, threads inside an operator, and whether torch.compile makes them; what is
+        loaded otherwise is dropped."""
+        if not self.is_set_to(workers, threads, compiled):
             self.drop(self.loaded)
-            self.workers, self.threads = workers, threads
+            self.workers, self.threads, self.compiled = workers, threads, compiled
+
+    def is_set_to(self, workers: int, threads: int, compiled: bool) -> bool:
+        return (workers, threads, compiled) == (self.workers, self.threads, self.compiled)
 
     def request(self, precision: str) -> LoadRequest:
         """What a backend is told to load or export."""
@@ -104,7 +118,8 @@ class Loader:
             description=self.description, reduction=reduction, device=self.device, precision=precision,
             workers=self.workers, threads=self.threads, trial=material.trial(), rows=material.rows,
             longest=material.longest,
-            attention=s.attention, provider=s.provider, onnx_file=s.onnx_file, model_key=lambda: material.key,
+            attention=s.attention, provider=s.provider, onnx_file=s.onnx_file, compiled=self.compiled,
+            model_key=lambda: material.key,
         )  # fmt: skip
 
     def export(self, folder: Path) -> None:
@@ -119,11 +134,11 @@ class Loader:
                 f"this output was begun on {plan.device}, and this is {self.device}: go on there, "
                 "choose another output, or --overwrite to start anew"
             )
-        self.use(plan.workers, plan.threads)
+        self.use(plan.workers, plan.threads, plan.compiled)
 
     def stages(self, plan: Plan, keep: list[str], output_prefix: str = "") -> Stages:
         """All stages as a plan says."""
-        self.use(plan.workers, plan.threads)
+        self.use(plan.workers, plan.threads, plan.compiled)
         has_pairs = plan.pair_column is not None
         threads = self.settings.tokenizer_threads or plan.tokenizer_threads  # they change no byte: a flag may
         return Stages(
@@ -148,7 +163,7 @@ class Loader:
     def candidate(self, precision: str) -> Candidate:
         """The precision with the numbers that settings say, or that suit the device."""
         budget = self.settings.max_batch_tokens or self._default_budget(precision)
-        return Candidate(self.backend_name, precision, budget, self.workers, self.threads)
+        return Candidate(self.backend_name, precision, budget, self.workers, self.threads, self.compiled)
 
     def plan(
         self, candidate: Candidate, text_column: str, pair_column: str | None, notes: tuple[str, ...] = (),
@@ -156,7 +171,7 @@ class Loader:
     ) -> Plan:  # fmt: skip
         """The decisions of a job, as data. found: other fields of a Plan."""
         s, precision = self.settings, candidate.precision
-        self.use(candidate.workers, candidate.threads)
+        self.use(candidate.workers, candidate.threads, candidate.compiled)
         batch_size = s.batch_size or (DEFAULT_BATCH_SIZE if s.batching == "fixed" else None)
         model = self.model(precision)
         tokenizer = self.material.choose_tokenizer("hf" if s.exact else s.tokenizer)
@@ -165,8 +180,9 @@ class Loader:
             task=self.description.task, backend=self.backend_name, device=self.device.split(":")[0],
             precision=precision, attention=model.attention, batching=policy, batch_size=batch_size,
             max_batch_tokens=candidate.max_batch_tokens, max_length=self._max_length(precision), workers=self.workers,
-            threads=self.threads, tokenizer=tokenizer.name,
-            tokenizer_threads=self.material.tokenizer_threads, text_column=text_column, pair_column=pair_column,
+            threads=self.threads, compiled=self.compiled, tokenizer=tokenizer.name,
+            tokenizer_threads=candidate.tokenizer_threads or self.material.tokenizer_threads,
+            text_column=text_column, pair_column=pair_column,
             notes=notes + model.notes + tokenizer.notes + self._own_notes(precision, policy),
             versions=self.versions(), **found,
         )  # fmt: skip

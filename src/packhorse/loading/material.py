@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,7 @@ class Material:
         self.longest: int | None = None  # tokens, where no row is longer
         self.truncated_rows = 0  # of those that were seen
         self._texts: list[str | None] = []
+        self._pairs: list[str | None] | None = None
         self._parts: TokenizerParts | None = None
         self._choice: TokenizerChoice | None = None
         self._load_tokenizer: LoadTokenizer | None = None
@@ -68,7 +71,7 @@ class Material:
         tokens, self.truncated_rows = tokenized.tokens, tokenized.truncated_rows
         self.longest = int(tokens.lengths.max(initial=0)) or None if is_whole else None
         self.lengths, self.rows = tokens.lengths, tokens.take(stratified(tokens.lengths))
-        self._texts, self._choice = [*texts[:PROOF_ROWS], *(pairs or [])[:PROOF_ROWS]], None
+        self._texts, self._pairs, self._choice = texts, pairs, None
 
     # -- tokenizer
 
@@ -83,19 +86,21 @@ class Material:
             with_type_ids=takes_type_ids and (has_pairs or any(backend.encode("a").type_ids)),
             threads=threads or self.tokenizer_threads,
         )
-        return FastTokenizer(backend, settings, self.encoder(package))
+        return FastTokenizer(backend, settings, self.encoder(package, settings.threads))
 
     @property
     def tokenizer_threads(self) -> int:
         return self.settings.tokenizer_threads or num_cores()
 
-    def encoder(self, package: str) -> Encoder | None:
+    def encoder(self, package: str, threads: int) -> Encoder | None:
         """The package's, proven; None for hf, and where a resumed run finds the package gone or other tokens in it."""
         choice = self.choose_tokenizer(package)
         if package == "hf" or choice.name != package:
             return None
-        self._choice = choice._replace(encoder=None)
-        encoder = choice.encoder or open_checked(package, self.parts().backend, self.tokenizer_threads)
+        if choice.encoder is not None and threads == self.tokenizer_threads:
+            self._choice = choice._replace(encoder=None)
+            return choice.encoder
+        encoder = open_checked(package, self.parts().backend, threads)
         return None if isinstance(encoder, str) else encoder
 
     def choose_tokenizer(self, asked: str) -> TokenizerChoice:
@@ -104,9 +109,34 @@ class Material:
             return TokenizerChoice("hf")
         if self._choice is None:
             self._choice = choose_tokenizer(
-                asked, self.parts().backend, self._texts, self.description.prompt, self.tokenizer_threads
-            )
+                asked, self.parts().backend, [*self._texts[:PROOF_ROWS], *(self._pairs or [])[:PROOF_ROWS]],
+                self.description.prompt, self.tokenizer_threads,
+            )  # fmt: skip
         return self._choice
+
+    @contextmanager
+    def tokenizing(self, num_tokens: int, max_length: int | None, threads: int | None) -> Iterator[None]:
+        """Tokenizes about so many tokens of the job's rows in a thread of its own meanwhile, as the job will, and waits
+        for their end. threads: of the tokenizer; None: as many as otherwise."""
+        passes, rest = divmod(num_tokens, max(int(self.lengths.sum()), 1))
+        last = int(np.searchsorted(np.cumsum(self.lengths), rest))
+        choice = self.choose_tokenizer("hf" if self.settings.exact else self.settings.tokenizer)
+        tokenizer = self.tokenizer(max_length, self._pairs is not None, choice.name, threads)
+
+        def tokenize() -> None:
+            for count in [len(self._texts)] * passes + [last] * (last > 0):
+                tokenizer.tokenize(self._texts[:count], self._pairs and self._pairs[:count])
+
+        with ThreadPoolExecutor(1, "tokenize") as pool:
+            done = pool.submit(tokenize)
+            try:
+                yield
+                done.result()
+            finally:
+                if tokenizer.is_of(choice.encoder):
+                    self._choice = choice  # the job goes on with it
+                else:
+                    tokenizer.close()
 
     def parts(self) -> TokenizerParts:
         """Loaded once. Padding and truncation that a tokenizer.json may have baked in count for nothing."""

@@ -83,13 +83,16 @@ class _Imagined:
         rate = self._rate(candidate)
         trial_s = int(self._rows.offsets[-1]) / rate if rate else 0.0
         gate_s = trial_s if candidate != self._default else 0.0
-        return Prediction(rate, setup_s(*candidate.family, self._parameters), trial_s, gate_s)
+        return Prediction(
+            rate, setup_s(candidate.backend, candidate.precision, self._parameters, candidate.compiled), trial_s, gate_s
+        )
 
     def _rate(self, candidate: Candidate) -> float:
         gemm = self._ceilings.gemm_flops_per_s.get(candidate.precision) if self._ceilings else None
         if gemm is None:
             return 0.0
         layout = self._layout if candidate.backend == self._default.backend else "padded"
+        layout = "compiled" if candidate.compiled else layout
         device = self._loaders[candidate.backend].device.split(":")[0]
         share = efficiency(device, candidate.backend, layout, candidate.precision)
         weights = self._parameters * VALUE_BYTES[candidate.precision]

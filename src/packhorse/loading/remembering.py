@@ -19,8 +19,8 @@ from packhorse.tuning.search import Decision
 PACKAGES = ("packhorse", "torch", "transformers", "tokenizers", "onnxruntime", "openvino", "nncf")
 # Settings that decide between ways; all others change rows and columns.
 DECIDING = (
-    "task", "backend", "provider", "devices", "precision", "tolerance", "attention", "batching", "batch_size",
-    "max_batch_tokens", "max_length", "pooling", "prompt_name",
+    "task", "backend", "provider", "devices", "precision", "tolerance", "attention", "compile", "batching",
+    "batch_size", "max_batch_tokens", "max_length", "pooling", "prompt_name",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from packhorse.tuning.candidates import Candidate
 WHERE = (
     "legal are what `packhorse plan --json` printed with --tune quick or full, and an output's _packhorse/manifest.json"
 )
-KEPT = ("task", "backend", "device", "precision", "attention", "batching", "batch_size", "max_batch_tokens")
+KEPT = ("task", "backend", "device", "precision", "attention", "compiled", "batching", "batch_size", "max_batch_tokens")
 
 
 def read_plan(path: str) -> Plan:
@@ -49,7 +49,9 @@ def replayed(loader: Loader, path: str, texts: Texts) -> Chosen:
     taken = Loader(loader.settings.model_copy(update=_settings(asked)), loader.material)
     if asked.device != taken.device.split(":")[0]:
         raise UsageError(f"--plan {path}: it is for {asked.device}, and this machine computes on {taken.device}")
-    way = Candidate(asked.backend, asked.precision, asked.max_batch_tokens, asked.workers, asked.threads)
+    way = Candidate(
+        asked.backend, asked.precision, asked.max_batch_tokens, asked.workers, asked.threads, asked.compiled
+    )
     plan = taken.plan(way, *texts, (f"as {path} says; its accuracy is that of the rows it was made for",),
                       accuracy=asked.accuracy)  # fmt: skip
     differing = [name for name in KEPT if getattr(plan, name) != getattr(asked, name)]
@@ -69,6 +71,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "backend": plan.backend,
         "precision": plan.precision,
         "attention": plan.attention if is_of_torch else "auto",
+        "compile": plan.compiled or None,
         "batching": "auto" if plan.batching == "equal" else plan.batching,
         "batch_size": plan.batch_size,
         "max_batch_tokens": None if plan.batching == "fixed" else plan.max_batch_tokens,

@@ -51,7 +51,7 @@ class RealWorkbench:
         self._is_packed = model.is_packed
         self._fp32_bytes = model.weight_bytes * (1 if default.precision == "fp32" else 2)
         self._reference: Float32s | None = None
-        self._verdicts: dict[tuple[str, str], Verdict] = {}
+        self._verdicts: dict[tuple[str, ...], Verdict] = {}
         self._observed: float | None = None  # real tokens/s of the default way, at a first look
         self._ceilings = first.backend.known_ceilings(first.device, first.workers * first.threads)
 
@@ -97,15 +97,17 @@ class RealWorkbench:
 
     def _setup_s(self, candidate: Candidate) -> float:
         loader, parameters = self._loaders[candidate.backend], self._fp32_bytes // 4
-        if candidate.precision in loader.loaded and self._has_workers(candidate):
+        if candidate.precision in loader.loaded and self._is_set_up(candidate):
             return 0.0
-        if candidate.precision not in QUANTIZED and loader.backend.is_prepared(loader.request(candidate.precision)):
+        can_be_kept = candidate.precision not in QUANTIZED and not candidate.compiled
+        if can_be_kept and loader.backend.is_prepared(loader.request(candidate.precision)):
             return load_s(parameters)
-        return setup_s(*candidate.family, parameters)
+        return setup_s(candidate.backend, candidate.precision, parameters, candidate.compiled)
 
     def _predicted(self, candidate: Candidate) -> float:
         loader = self._loaders[candidate.backend]
         layout = "packed" if candidate.backend == self.default.backend and self._is_packed else "padded"
+        layout = "compiled" if candidate.compiled else layout
         share = efficiency(loader.device.split(":")[0], candidate.backend, layout, candidate.precision)
         gemm = self._gemm(candidate.precision)
         copy = self._ceilings.copy_bytes_per_s if self._ceilings else None
@@ -140,12 +142,12 @@ class RealWorkbench:
 
     def _model(self, candidate: Candidate) -> LoadedModel:
         loader = self._loaders[candidate.backend]
-        loader.use(candidate.workers, candidate.threads)
+        loader.use(candidate.workers, candidate.threads, candidate.compiled)
         return loader.model(candidate.precision)
 
-    def _has_workers(self, candidate: Candidate) -> bool:
+    def _is_set_up(self, candidate: Candidate) -> bool:
         loader = self._loaders[candidate.backend]
-        return (loader.workers, loader.threads) == (candidate.workers, candidate.threads)
+        return loader.is_set_to(candidate.workers, candidate.threads, candidate.compiled)
 
     def _timed(self, candidate: Candidate, model: LoadedModel, give_up_below: float | None) -> Timed:
         """Of the sample's rows, again and again where they fill too few batches. What comes near the best runs a second
@@ -154,12 +156,26 @@ class RealWorkbench:
         times = -(-self._timed_tokens(candidate) // max(int(self.rows.offsets[-1]), 1))
         rows = self.rows.take(np.tile(np.arange(self.rows.num_rows), times))
         plan = self._plan(candidate, model, rows.lengths)
-        timed = time_rows(model, rows, plan, give_up_below, self.clock)
+        timed = self._time(candidate, model, rows, plan, give_up_below)
         if timed.is_whole and give_up_below is not None and timed.tokens_per_s >= NEAR * give_up_below:
-            again = time_rows(model, rows, plan, None, self.clock).tokens_per_s
+            again = self._time(candidate, model, rows, plan, None).tokens_per_s
             timed = timed._replace(tokens_per_s=max(again, timed.tokens_per_s))
         rate = timed.tokens_per_s * self._shard_efficiency(candidate, model) / _efficiency(model, rows.lengths, plan)
         return Timed(timed.values[: self.rows.num_rows], rate, timed.is_whole)
+
+    def _time(
+        self, candidate: Candidate, model: LoadedModel, rows: Tokens, plan: BatchPlan, give_up_below: float | None
+    ) -> Timed:
+        """While as many tokens are made of the job's texts, as in the job itself; the slower of the two counts."""
+        num_tokens = int(rows.offsets[-1])
+        threads, material = candidate.tokenizer_threads, self._loaders[self.default.backend].material
+        with material.tokenizing(num_tokens, model.max_length, threads):
+            timed = time_rows(model, rows, plan, give_up_below, self.clock)
+            begin = self.clock()
+        waited_s = self.clock() - begin
+        if not timed.is_whole or not num_tokens:
+            return timed
+        return timed._replace(tokens_per_s=num_tokens / (num_tokens / timed.tokens_per_s + waited_s))
 
     def _shard_efficiency(self, candidate: Candidate, model: LoadedModel) -> float:
         """Padding efficiency of a shard of the job: among more rows each finds neighbours nearer to its own length."""
@@ -202,6 +218,8 @@ class RealWorkbench:
     def reference(self) -> Float32s:
         """[n, width] fp32's values of the sample's rows, by the default backend. Raises ModelError."""
         if self._reference is None:
-            loader = self._loaders[self.default.backend]
+            loader, d = self._loaders[self.default.backend], self.default
+            split = (loader.workers * loader.threads, 1) if d.compiled else (d.workers, d.threads)
+            loader.use(*split, compiled=False)
             self._reference = values_of(loader.model("fp32"), self.rows, loader.candidate("fp32").max_batch_tokens)
         return self._reference

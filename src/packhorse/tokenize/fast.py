@@ -53,6 +53,10 @@ class FastTokenizer:
     def close(self) -> None:
         self._encoder.close()
 
+    def is_of(self, encoder: Encoder | None) -> bool:
+        """Whether it is this one that makes the tokens."""
+        return self._encoder is encoder
+
     def tokenize(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Tokenized:
         """One row a text (and its pair). None, or a text that cannot be done, is a row in error, without tokens.
 

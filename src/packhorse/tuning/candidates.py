@@ -23,16 +23,18 @@ class Candidate:
     max_batch_tokens: int
     workers: int  # forwards at the same time
     threads: int  # inside an operator, each worker's
+    compiled: bool = False  # by torch.compile
+    tokenizer_threads: int | None = None  # None: as many as otherwise
 
     @property
-    def family(self) -> tuple[str, str]:
-        """What has to be set up: exported, converted, quantized, loaded."""
-        return self.backend, self.precision
+    def family(self) -> tuple[str, ...]:
+        """What has to be set up: exported, converted, quantized, compiled, loaded."""
+        return (self.backend, self.precision, "compiled") if self.compiled else (self.backend, self.precision)
 
     @property
     def name(self) -> str:
         """backend precision, as in "torch bf16"."""
-        return f"{self.backend} {self.precision}"
+        return " ".join(self.family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,10 @@ class Trials:
         self._may_win = list(candidates)
         self._predict = predict
         self._now: dict[Candidate, Prediction] = {}  # until the next trial
-        self._ratios: dict[str, float] = {}  # backend: measured / predicted
+        self._ratios: dict[tuple[str, bool], float] = {}  # backend, compiled: measured / predicted
         self._trials: dict[Candidate, Trial] = {}
         self._before: dict[Candidate, Prediction] = {}  # what was believed before the trial
-        self._verdicts: dict[tuple[str, str], Verdict] = {}
+        self._verdicts: dict[tuple[str, ...], Verdict] = {}
 
     def add(self, candidate: Candidate, trial: Trial) -> None:
         """A trial that was made: it changes what is believed of others."""
@@ -114,7 +116,8 @@ class Trials:
             self._verdicts.setdefault(candidate.family, trial.accuracy)
         if trial.tokens_per_s and predicted > 0:
             ratio = trial.tokens_per_s / predicted
-            self._ratios[candidate.backend] = max(ratio, self._ratios.get(candidate.backend, 0.0))
+            kind = candidate.backend, candidate.compiled
+            self._ratios[kind] = max(ratio, self._ratios.get(kind, 0.0))
 
     def accept(self, variation: Candidate) -> None:
         """From now on it may be the best: it gained more than noise."""
@@ -145,7 +148,9 @@ class Trials:
         if candidate in self._before:
             return self._before[candidate]
         raw = self._raw(candidate)
-        return replace(raw, tokens_per_s=raw.tokens_per_s * self._ratios.get(candidate.backend, 1.0))
+        return replace(
+            raw, tokens_per_s=raw.tokens_per_s * self._ratios.get((candidate.backend, candidate.compiled), 1.0)
+        )
 
     def _raw(self, candidate: Candidate) -> Prediction:
         if candidate not in self._now:
@@ -206,7 +211,7 @@ class Trials:
 
 
 def neighbours(candidate: Candidate, cores: int, budgets: tuple[int, int]) -> tuple[Candidate, ...]:
-    """The candidate with one knob turned: the token budget first, then workers x threads.
+    """The candidate with one knob turned: the token budget first, then workers x threads, then tokenizer threads.
 
     cores: what workers x threads may use; 1 leaves them as they are. budgets: the lowest legal token budget, and the
     highest that is legal and fits into memory.
@@ -214,8 +219,15 @@ def neighbours(candidate: Candidate, cores: int, budgets: tuple[int, int]) -> tu
     lowest, highest = budgets
     around = (2 * candidate.max_batch_tokens, candidate.max_batch_tokens // 2)
     sizes = [replace(candidate, max_batch_tokens=tokens) for tokens in around if lowest <= tokens <= highest]
-    splits = [replace(candidate, workers=workers, threads=threads) for workers, threads in _splits(cores)]
-    return (*sizes, *(other for other in splits if other != candidate))
+    shared = 1 if candidate.compiled else cores  # compiled code runs in one worker
+    splits = [replace(candidate, workers=workers, threads=threads) for workers, threads in _splits(shared)]
+    return (*sizes, *(other for other in splits if other != candidate), *_fewer_tokenizers(candidate, cores))
+
+
+def _fewer_tokenizers(candidate: Candidate, cores: int) -> Iterator[Candidate]:
+    """On cores that it shares with the tokenizer."""
+    if candidate.tokenizer_threads is None:
+        yield from (replace(candidate, tokenizer_threads=n) for n in dict.fromkeys((cores // 2, 1)) if 0 < n < cores)
 
 
 def _splits(cores: int) -> Iterator[tuple[int, int]]:

@@ -68,6 +68,10 @@ def is_prepared(request: LoadRequest) -> bool:
     return is_built(request, choose_provider(request.provider, request.device))
 
 
+def can_compile(device: str) -> bool:
+    return False
+
+
 def free_bytes(device: str) -> int | None:
     return available_bytes() if device == "cpu" else None
 

@@ -78,6 +78,10 @@ def is_prepared(request: LoadRequest) -> bool:
     return is_kept(request)
 
 
+def can_compile(device: str) -> bool:
+    return False
+
+
 def free_bytes(device: str) -> int | None:
     return available_bytes()
 

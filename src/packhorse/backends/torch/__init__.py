@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 
 from packhorse.config import EngineConfig
 from packhorse.data import LoadRequest, ModelDescription, TokenizerParts
@@ -81,6 +84,13 @@ def best_gemm(device: str, precision: str, threads: int, seen: float) -> float |
 
 def is_prepared(request: LoadRequest) -> bool:
     return True
+
+
+def can_compile(device: str) -> bool:
+    """Whether inductor has what it compiles with: on a CPU a C++ compiler, on CUDA triton."""
+    if device == "cpu":
+        return any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+    return device.startswith("cuda") and find_spec("triton") is not None
 
 
 def free_bytes(device: str) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from packhorse.backends.torch.attention import check_attention, implementation
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.int8 import quantize
-from packhorse.backends.torch.layouts import Layout, Packed, Padded
+from packhorse.backends.torch.layouts import Compiled, Layout, Packed, Padded
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import base_precision, load_weights, max_positions, weight_bytes
@@ -27,6 +27,7 @@ from packhorse.packing.probe import TOLERANCE, error, probe_rows
 
 # Largest difference between a row alone and in a padded batch, as a share of the largest value.
 PARITY = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
+QUANTIZED = frozenset({"int8"})
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 4, 8_192  # rows a forward, tokens in all
 TRIAL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, BatchRefusedError)
 
@@ -81,13 +82,30 @@ class TorchModel:
         longest = _least(request.description.max_length, self.max_length, request.longest)
         rows = probe_rows(request.trial, request.rows, longest, self._model.config.pad_token_id)
         alone = self._alone(rows)
-        if request.attention in ("auto", "packed", *packed_attention.FLASH_PACKAGES):
+        if request.compiled:
+            self._compile(request, rows, alone)
+        elif request.attention in ("auto", "packed", *packed_attention.FLASH_PACKAGES):
             self._pack(request, rows, alone)
         if request.attention == "packed" and not self.is_packed:
             raise ModelError(f"{request.description.folder}: --attention packed: {self.notes[-1]}; leave it out")
-        if request.device == "cpu":
+        if request.device == "cpu" and not request.compiled:
             self._speed_up_layers(request, first_two, rows, alone)
         self.weight_bytes = weight_bytes(self._model)
+
+    def _compile(self, request: LoadRequest, rows: Tokens, alone: Float32s) -> None:
+        """By torch.compile, for all shapes before the first is timed. Raises ModelError where the values change."""
+        folder = request.description.folder
+        if not self.pads_safely or request.precision in QUANTIZED:
+            why = f"{request.precision} runs in kernels of its own" if self.pads_safely else "outputs change with it"
+            raise ModelError(f"{folder}: --compile runs padded batches, and {why}; leave it out")
+        self._layout = Compiled(self._model, self._reducer, self.device, self.attention)
+        together = self.forward(Batch(rows)).numpy()  # several rows first: sizes of one are compiled by themselves
+        few = np.arange(min(3, rows.num_rows))
+        for some in (few, few[:1], np.array([int(rows.lengths.argmax())])):
+            self.forward(Batch(rows.take(some))).numpy()
+        difference = error(alone, together)
+        if difference > TOLERANCE[self._base]:
+            raise ModelError(f"{folder}: compiled, rows differ from each row alone by {difference:.2g} of their spread")
 
     def _pack(self, request: LoadRequest, rows: Tokens, alone: Float32s) -> None:
         """Packed, if that is right for this model; else a note why not."""
@@ -187,8 +205,8 @@ def _on_device(request: LoadRequest, dtype: torch.dtype) -> Any:
 
 
 def _workers(request: LoadRequest) -> Workers:
-    """One for flex_attention: torch.compile refuses a call while another thread traces."""
-    if request.attention == "flex_attention":
+    """One where torch.compile is used: it refuses a call while another thread traces."""
+    if request.attention == "flex_attention" or request.compiled:
         return Workers(request.device, 1, request.workers * request.threads)
     return Workers(request.device, request.workers, request.threads)
 
