@@ -23,6 +23,7 @@ def _alternative(i: int, backend: str, precision: str, status: Any, rate: float 
         backend=backend, precision=precision, max_batch_tokens=2_048, workers=2, threads=1, setup_s=i * 1.7,
         predicted_tokens_per_s=17_000.0 if status == "not_tried" else None, measured_tokens_per_s=rate,
         total_s=i * 100.0, accuracy={"p99_difference": 0.0081, "changed_labels": i}, status=status, reason=HOSTILE,
+        compiled=i == 1, tokenizer_threads=1 if i == 1 else None,
     )  # fmt: skip
 
 

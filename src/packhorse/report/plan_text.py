@@ -79,6 +79,8 @@ def way(alternative: Alternative, among: tuple[Alternative, ...]) -> str:
         name += f", {alternative.max_batch_tokens:,} tokens"
     if len({(a.workers, a.threads) for a in others}) > 1:
         name += f", {alternative.workers} x {alternative.threads} threads"
+    if alternative.tokenizer_threads is not None:
+        name += f", {alternative.tokenizer_threads} for the tokenizer"
     return name
 
 
