@@ -14,7 +14,7 @@ from packhorse.plans import Alternative, Forecast
 from packhorse.tuning.candidates import Candidate, JobSize, Prediction, Trial
 from packhorse.tuning.gate import MIN_JOB_ROWS
 from packhorse.tuning.precision import first_choice
-from packhorse.tuning.prior import efficiency, predicted_rate, setup_s
+from packhorse.tuning.prior import efficiency_of, predicted_rate, setup_s
 from packhorse.tuning.search import search
 
 NO_KNOBS = (0, 0)  # what a token budget more or less gains is too little to predict
@@ -92,9 +92,7 @@ class _Imagined:
         if gemm is None:
             return 0.0
         layout = self._layout if candidate.backend == self._default.backend else "padded"
-        layout = "compiled" if candidate.compiled else layout
-        device = self._loaders[candidate.backend].device.split(":")[0]
-        share = efficiency(device, candidate.backend, layout, candidate.precision)
+        share = efficiency_of(candidate, self._loaders[candidate.backend].device, layout)
         weights = self._parameters * VALUE_BYTES[candidate.precision]
         copy = self._ceilings.copy_bytes_per_s
         return predicted_rate(self._cost, self._lengths, gemm, copy, weights, candidate.max_batch_tokens, share)

@@ -9,13 +9,14 @@ from packhorse.data import BatchPlan, Float32s, Int64s, ModelCost, Tokens
 from packhorse.errors import DeviceOutOfMemoryError, ModelError, UsageError
 from packhorse.loading.budgets import fitting_budgets
 from packhorse.loading.loader import Loader, batching
+from packhorse.metrics import VALUE_BYTES
 from packhorse.readers.cut import MAX_ROWS
 from packhorse.stages import LoadedModel
 from packhorse.tuning.candidates import Candidate, Prediction, Trial
 from packhorse.tuning.gate import Verdict
 from packhorse.tuning.measure import Clock, Timed, time_rows, values_of
 from packhorse.tuning.precision import QUANTIZED, judge, tolerance_of
-from packhorse.tuning.prior import efficiency, load_s, predicted_rate, setup_s
+from packhorse.tuning.prior import efficiency_of, load_s, predicted_rate, setup_s
 
 SMALL_SHARE = 0.005  # of a job's tokens: some ways are tried, each on the whole sample, and fp32 is slow
 NEAR = 0.75  # of the rate to beat
@@ -105,13 +106,11 @@ class RealWorkbench:
         return setup_s(candidate.backend, candidate.precision, parameters, candidate.compiled)
 
     def _predicted(self, candidate: Candidate) -> float:
-        loader = self._loaders[candidate.backend]
-        layout = "packed" if candidate.backend == self.default.backend and self._is_packed else "padded"
-        layout = "compiled" if candidate.compiled else layout
-        share = efficiency(loader.device.split(":")[0], candidate.backend, layout, candidate.precision)
+        is_packed = candidate.backend == self.default.backend and self._is_packed
+        share = efficiency_of(candidate, self._loaders[candidate.backend].device, "packed" if is_packed else "padded")
         gemm = self._gemm(candidate.precision)
         copy = self._ceilings.copy_bytes_per_s if self._ceilings else None
-        weights = self._fp32_bytes // {"fp32": 1, "bf16": 2, "fp16": 2}.get(candidate.precision, 4)
+        weights = self._fp32_bytes // 4 * VALUE_BYTES[candidate.precision]
         lengths = self._loaders[self.default.backend].material.lengths
         return predicted_rate(self.cost, lengths, gemm, copy, weights, candidate.max_batch_tokens, share)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from packhorse.batching import packed
 from packhorse.data import Int64s, ModelCost
+from packhorse.tuning.candidates import Candidate
 from packhorse.tuning.precision import QUANTIZED
 
 GFLOP_PER_TOKEN = 0.172
@@ -57,6 +58,12 @@ def efficiency(device: str, backend: str, layout: str, precision: str) -> float:
     if device != "cpu":
         return GPU_EFFICIENCY.get(precision, UNKNOWN_EFFICIENCY) * (GPU_PADDED if shape == "padded" else 1.0)
     return CPU_EFFICIENCY.get((backend, shape, precision), UNKNOWN_EFFICIENCY)
+
+
+def efficiency_of(candidate: Candidate, device: str, layout: str) -> float:
+    """That of a candidate on a device such as cuda:0. layout: what it has where it is not compiled."""
+    kind = "compiled" if candidate.compiled else layout
+    return efficiency(device.split(":")[0], candidate.backend, kind, candidate.precision)
 
 
 def setup_s(backend: str, precision: str, num_parameters: float, compiled: bool = False) -> float:
