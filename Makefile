@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
+# A file's tests stay together: they share the models that its fixtures make.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .PHONY: demo test test-all bench clean
 
 demo: $(VENV)/.demo
@@ -14,10 +17,10 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow $(PARALLEL)
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/compare.py

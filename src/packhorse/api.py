@@ -26,6 +26,7 @@ def load(model: str | Path, **settings: Any) -> Engine:
     model: a folder, or an id on the hub. settings, all optional:
 
         revision           branch, tag or commit on the hub
+        adapter            PEFT adapter (LoRA) to merge into the weights: a folder, or ORGANISATION/NAME[@REVISION]
         task               "text-classification" or "feature-extraction"; "auto" reads it from the model
         devices            "auto", "cpu", "cuda", "cuda:N", "mps" or "xpu"
         precision          "fp32", "bf16", "fp16", "int8"; "auto": bf16 (fp16) where it agrees with fp32 on your rows
@@ -42,7 +43,7 @@ def load(model: str | Path, **settings: Any) -> Engine:
         scores             "all": a column with every label's score
         pooling            "mean", "cls", "last" or "max"; default what the model says, else mean
         normalize          embeddings of length 1; default what the model says
-        embedding_format   "float32" or "float16"
+        embedding_format   "float32", "float16", "int8" (with a scale a row), "binary" or "ubinary" (a bit a number)
         prompt_name        prompt of a sentence-transformers model
         backend            "torch", "onnx", "openvino"; "auto" goes by the folder's files; "null": no model
         provider           ONNX Runtime's execution provider
@@ -70,18 +71,27 @@ def plan(model: str | Path, input: str | Path, **settings: Any) -> Explanation:
 def run(model: str | Path, input: Any, output: str | Path, *, stop: Stop | None = None, **settings: Any) -> RunReport:
     """Every row of `input` to `output` on disk, each exactly once; the same call goes on after a stop.
 
-    model: a folder or hub id. input: a path, glob or folder of Parquet or JSONL, a pyarrow table, a pandas or polars
-    frame or a datasets.Dataset. output: a folder of parts, or a file ending in .parquet or .jsonl. stop: ends the run
-    after a batch when it is set from another thread. settings, all optional: those of load(), and
+    model: a folder or hub id. input: a path, glob or folder of Parquet, JSONL, CSV, TSV or text (those of lines also
+    as .gz, .zst or .bz2), "dataset:ORG/NAME[@REVISION][:CONFIG][:SPLIT]" of the hub or "dataset:FOLDER[:SPLIT]", "-"
+    for standard input, a pyarrow table, a pandas or polars frame or a datasets.Dataset. output: a folder of parts, or a
+    file ending in .parquet, .jsonl, .csv or .npy. stop: ends the run after a batch when it is set from another thread.
+    settings, all optional: those of load(), and
 
+        input_format    "parquet", "jsonl", "csv", "tsv" or "text"; default by the file's name, JSONL for standard input
+        delimiter       character between the fields of CSV; default a comma
+        header          False: the first line of CSV and TSV is a row, and columns are column_0, column_1 and so on
         text_column     column with the text; guessed when only one can be meant
         pair_column     column with the second text of a pair
+        output_format   of the parts in a folder: "parquet" (default), "jsonl", "csv", or "npy" for embeddings
         keep            input columns to carry over, a list; default all
         output_prefix   put before the names of the output columns
         limit           only the first N rows
         shard_rows      rows between two commits; default 65,536, fewer at the start
         on_error        "quarantine": nulls and an `error` for a row that cannot be done; "fail": stop at the first
         max_error_rate  stop when more than this share of rows are in error, after 1,000 rows (0.5)
+        mirror          write a file for each input file, of the same name below the output folder
+        append          compute the rows of files that came to the input since, as further parts of a folder
+        retry_errors    of a finished folder of parts compute only the rows in error, and put them in their places
         overwrite       delete what an earlier run left in the output
         progress        "none" (default here), "auto", "plain" or "json"
         price_per_hour  price of this machine in any currency; the report then says what the run cost

@@ -12,11 +12,11 @@ from packhorse.errors import UsageError, did_you_mean
 # Settings that change neither which rows are computed nor what is written for them.
 # Input and model are compared by their content instead.
 NOT_IN_MANIFEST = frozenset(
-    {"model", "revision", "input", "output", "devices", "tokenizer_threads", "tune", "plan"}
-    | {"on_error", "max_error_rate", "overwrite", "quiet", "progress", "price_per_hour"}
+    {"model", "revision", "adapter", "input", "output", "devices", "tokenizer_threads", "tune", "plan"}
+    | {"append", "retry_errors", "on_error", "max_error_rate", "overwrite", "quiet", "progress", "price_per_hour"}
 )
 
-OUTPUT_FORMATS = (".parquet", ".jsonl")
+OUTPUT_FORMATS = (".parquet", ".jsonl", ".csv", ".npy")
 POOLINGS = ("mean", "cls", "last", "max")
 
 
@@ -29,6 +29,8 @@ class EngineConfig(BaseModel):
     """Folder of a model, or its id on the hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    adapter: str | None = None
+    """PEFT adapter (LoRA) to merge into the weights: its folder, or its id on the hub, perhaps with @REVISION."""
     task: Literal["auto", "text-classification", "feature-extraction"] = "auto"
     """What to compute; auto reads it from the model."""
     backend: Literal["auto", "torch", "onnx", "openvino", "null"] = "auto"
@@ -67,8 +69,8 @@ class EngineConfig(BaseModel):
     """How token vectors become one embedding; default: what the model says, else mean."""
     normalize: bool | None = None
     """Scale embeddings to length 1; default: what the model says, else no."""
-    embedding_format: Literal["float32", "float16"] = "float32"
-    """Type of the embedding column."""
+    embedding_format: Literal["float32", "float16", "int8", "binary", "ubinary"] = "float32"
+    """Type of the embedding column; int8 has a scale a row beside it, binary and ubinary a bit a number."""
     scores: Literal["top", "all"] = "top"
     """all: adds a `scores` column with every label's score."""
     compile: bool | None = None
@@ -116,9 +118,17 @@ class RunConfig(EngineConfig):
     """One job: an engine's settings, the rows, and where their outputs go."""
 
     input: str
-    """File, folder or glob of Parquet or JSONL."""
+    """File, folder or glob of Parquet, JSONL, CSV, TSV or text; dataset:NAME; - for standard input."""
     output: str
-    """Folder of parts, or one file when the name ends in .parquet or .jsonl."""
+    """Folder of parts, or one file when the name ends in .parquet, .jsonl, .csv or .npy."""
+    output_format: Literal["auto", "parquet", "jsonl", "csv", "npy"] = "auto"
+    """auto: by the name of a file; Parquet for the parts in a folder. npy: arrays, of embeddings only."""
+    input_format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "text"] = "auto"
+    """auto: by the name of a file; JSONL for standard input."""
+    delimiter: str | None = None
+    """Character between the fields of CSV; default a comma."""
+    header: bool = True
+    """The first line of CSV and TSV names the columns; else they are column_0, column_1 and so on."""
     text_column: str | None = None
     """Column with the text; guessed when only one can be meant."""
     pair_column: str | None = None
@@ -135,6 +145,12 @@ class RunConfig(EngineConfig):
     """quarantine: a row that cannot be done gets nulls and an `error`; fail: stop at the first."""
     max_error_rate: float = Field(0.5, ge=0, le=1)
     """Stop when more than this share of rows ended in errors (after 1,000 rows)."""
+    mirror: bool = False
+    """Write a file for each input file, of the same name below the output folder."""
+    append: bool = False
+    """Compute the rows of files that came to a folder or glob after the output was begun; they are added as parts."""
+    retry_errors: bool = False
+    """Of a finished output compute only the rows that ended in an error, and put them in their places."""
     overwrite: bool = False
     """Delete what an earlier run left in the output and start anew."""
     quiet: bool = False
@@ -165,24 +181,61 @@ class RunConfig(EngineConfig):
             raise ValueError(f"--plan {self.plan} decides that already: drop {flag}, or --plan")
         return self
 
+    @model_validator(mode="after")
+    def _changes_a_folder(self) -> Self:
+        asked = [flag for flag in ("append", "retry_errors", "overwrite") if getattr(self, flag)]
+        flags = ["--" + name.replace("_", "-") for name in asked]
+        if len(flags) > 1:
+            raise ValueError(f"{flags[0]} and {flags[1]} do different things to an output: one command after the other")
+        if flags and not self.overwrite and self.output_is_file:
+            raise ValueError(
+                f"{flags[0]} changes an output part by part, and -o {self.output} is one file: keep such an output as "
+                f"a folder of parts, -o {self.output.removesuffix(Path(self.output).suffix)}/"
+            )
+        if self.mirror and self.output_is_file:
+            raise ValueError(f"--mirror writes a file for each input file, and -o {self.output} is one: name a folder")
+        if self.mirror and (self.retry_errors or self.limit is not None):
+            other = "--retry-errors" if self.retry_errors else f"--limit {self.limit}"
+            raise ValueError(f"--mirror writes whole files once, so {other} does not go with it: drop one of them")
+        if self.append and self.limit is not None:
+            raise ValueError(f"--append takes all rows of new files, --limit {self.limit} leaves some out: drop one")
+        return self
+
     @field_validator("output")
     @classmethod
     def _known_format(cls, value: str) -> str:
         suffix = Path(value).suffix
         if suffix and suffix not in OUTPUT_FORMATS and not value.endswith("/") and not Path(value).is_dir():
             raise ValueError(
-                f"-o {value}: files are {' or '.join(OUTPUT_FORMATS)}{did_you_mean(suffix, OUTPUT_FORMATS) or '.'}"
+                f"-o {value}: files are {', '.join(OUTPUT_FORMATS)}{did_you_mean(suffix, OUTPUT_FORMATS) or '.'}"
                 f" For a folder of parts of that name, write {value}/"
             )
         return value
+
+    @model_validator(mode="after")
+    def _one_format(self) -> Self:
+        if self.output_is_file and self.output_format not in ("auto", Path(self.output).suffix[1:]):
+            raise ValueError(
+                f"--output-format {self.output_format}: -o {self.output} is named like another format; drop the flag, "
+                f"name the file .{self.output_format}, or write {self.output}/ for a folder of parts"
+            )
+        return self
 
     @property
     def output_is_file(self) -> bool:
         return Path(self.output).suffix in OUTPUT_FORMATS and not self.output.endswith("/")
 
+    @property
+    def output_extension(self) -> str:
+        """Of the format that is written: .parquet, .jsonl, .csv or .npy."""
+        if self.output_is_file:
+            return Path(self.output).suffix
+        return ".parquet" if self.output_format == "auto" else f".{self.output_format}"
+
     def settings(self) -> dict[str, Any]:
         """What the manifest compares on resume, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(NOT_IN_MANIFEST))
+        written = {"output_format": self.output_extension[1:]}
+        return self.model_dump(mode="json", exclude=set(NOT_IN_MANIFEST)) | written
 
 
 def validated(config_type: type[EngineConfig], values: dict[str, Any]) -> Any:

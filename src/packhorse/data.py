@@ -14,6 +14,7 @@ import pyarrow as pa
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
+UInt32s = npt.NDArray[np.uint32]
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -23,6 +24,7 @@ Bools = npt.NDArray[np.bool_]
 RAW_LINE = "_raw_line"  # the line itself, for output as JSON lines
 RESCUED = "_rescued_data"  # JSON text of what fits no column; the name is Databricks' Auto Loader's
 JSON_TEXT = {b"packhorse.encoding": b"json"}  # metadata of a text column that holds JSON
+EMBEDDING_FORMAT = b"packhorse.embedding_format"  # metadata of the column with a model's vectors: how they stand there
 
 
 def is_json_text(field: pa.Field) -> bool:
@@ -58,6 +60,11 @@ class Chunk:
     marks: Int64s  # [n + 1]
     row_bytes: Int64s  # [n], a function of the input alone, never of where reading began
     errors: Mapping[int, RowError] = field(default_factory=dict)
+    checks: UInt32s | None = None  # [n + 1], Position.check for each mark, where whoever goes on reads again
+
+    def position(self, row: int) -> Position:
+        """Before that row; after the last one where there is none of that number."""
+        return Position(self.file, int(self.marks[row]), 0 if self.checks is None else int(self.checks[row]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +270,15 @@ class TokenizerParts(NamedTuple):
     truncation_side: str  # right or left
 
 
+class Adapter(NamedTuple):
+    """A PEFT adapter, as its config and the header of its weights tell; they are merged into the model's at load."""
+
+    folder: Path
+    task: str | None  # None: its task_type is none that is computed here
+    num_labels: int | None  # of the head that it brings; None: it brings none
+    base: str | None  # name or path of the model that it was trained on
+
+
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
     """What a model's folder says about it, before any weight is read."""
@@ -279,3 +295,5 @@ class ModelDescription:
     prompt: str = ""
     include_prompt: bool = True
     lower_case: bool = False
+    adapter: Adapter | None = None
+    source: str = "folder"  # weights or graph: what is to be loaded whatever else lies there; folder: that decides

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,19 @@ from packhorse.loading import Loader
 from packhorse.loading.choosing import Texts, choose
 from packhorse.manifest import RunFolder
 from packhorse.metrics import RunReport
+from packhorse.mirrored import MirroredFolder
+from packhorse.mirroring import check_can_mirror, with_format
 from packhorse.plans import Plan
-from packhorse.readers import open_input
+from packhorse.readers import check_no_options, open_input
 from packhorse.readers.columns import column_texts, guess_text_column, has_lone_surrogate
 from packhorse.readers.cut import ShardRows
+from packhorse.readers.options import ReaderOptions
 from packhorse.readers.table import TableReader
 from packhorse.report.reporter import Reporter
 from packhorse.shard import Budget, Stages, predict
 from packhorse.stages import Reader
 from packhorse.tuning.gate import MIN_JOB_ROWS
+from packhorse.writers import make_writer
 
 TEXT, PAIR = "text", "text_pair"
 STREAM_ROWS = 1_024
@@ -78,13 +83,19 @@ class Engine:
         return predict(rows, self._ready(pairs is not None), Budget(self._plan.max_batch_tokens, self._plan.batch_size))
 
     def embed(self, texts: Sequence[str | None]) -> Float32s:
-        """Embeddings as an array [N, D] in float32; a row of NaN where a text cannot be done.
+        """Embeddings as an array [N, D] in float32; a row of NaN where a text cannot be done. int8 comes with its
+        scale multiplied in.
 
-        Raises UsageError where the task is not feature-extraction.
+        Raises UsageError where the task is not feature-extraction, and for the formats that keep a bit a number.
         """
         if self.task != "feature-extraction":
             raise UsageError(
                 f"embed() is for feature-extraction, this engine does {self.task}: use predict(), or load(task=...)"
+            )
+        if self.settings.embedding_format.endswith("binary"):
+            raise UsageError(
+                f"embed() gives numbers, and embedding_format {self.settings.embedding_format!r} has bits: "
+                "use predict(), or load(embedding_format='float32')"
             )
         table = self.predict(texts)
         width = table.schema.field("embedding").type.list_size
@@ -92,6 +103,8 @@ class Engine:
         column = table["embedding"].combine_chunks()
         valid = column.is_valid().to_numpy(zero_copy_only=False)
         values[valid] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        if "embedding_scale" in table.column_names:
+            values[valid] *= table["embedding_scale"].drop_null().to_numpy()[:, None]
         return values
 
     def stream(self, texts: Iterable[str | None], rows: int = STREAM_ROWS) -> Iterator[pa.Table]:
@@ -109,8 +122,8 @@ class Engine:
         """Every row of `input` to `output` on disk, as `packhorse run` does; the same call goes on after a stop.
 
         input: a path, glob or folder, a pyarrow table, pandas or polars frame, or datasets.Dataset.
-        job: text_column, pair_column, limit, keep, output_prefix, shard_rows, on_error, max_error_rate, overwrite and
-        progress, as packhorse.run() explains them. Raises a PackhorseError.
+        job: text_column, pair_column, limit, keep, output_prefix, shard_rows, on_error, max_error_rate, mirror, append,
+        retry_errors, overwrite and progress, as packhorse.run() explains them. Raises a PackhorseError.
         """
         unfit = [name for name in job if name in EngineConfig.model_fields]
         if unfit:
@@ -176,11 +189,23 @@ def run_with(
         | {"input": str(input) if is_path else "(in memory)", "output": str(output)}
     )
     config: RunConfig = validated(RunConfig, values)
-    folder = RunFolder(config.output, config.output_is_file)
-    reader: Reader = open_input(config.input, folder.places) if is_path else TableReader(input)
+    check_can_mirror(config, is_path)
+    folder = RunFolder(config.output, config.output_is_file, files=make_writer(config.output_extension).files)
+    reopen = partial(open_input, config.input, folder.places, ReaderOptions.of(config))
+    reader: Reader = reopen() if is_path else _in_memory(input, config)
+    if config.mirror:
+        config = with_format(config, reader.files[0])
+        files = make_writer(config.output_extension).files
+        folder = MirroredFolder(config.output, is_file=False, store=folder.store, files=files)
     guess_text_column(reader.schema(), config.text_column, config.pair_column)  # before a model is downloaded
     reporter = Reporter("none" if config.quiet else config.progress)
-    return Job(config, loader or Loader(settings), reader, folder, reporter, stop or Stop()).run()
+    again = (lambda groups: reopen(groups=groups)) if is_path else None
+    return Job(config, loader or Loader(settings), reader, folder, reporter, stop or Stop(), again).run()
+
+
+def _in_memory(rows: Any, config: RunConfig) -> Reader:
+    check_no_options(ReaderOptions.of(config))
+    return TableReader(rows)
 
 
 def _rows(texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> ShardRows:

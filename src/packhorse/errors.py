@@ -7,6 +7,7 @@
     │   ├── HostileModelError      3  the model folder asks for code, or points outside itself
     │   └── LockedError            3  another process holds the run folder
     ├── InputError                 1  a file that cannot be read
+    ├── OutputError                1  no room for an output; what was computed stays
     ├── ModelError                 1  a model that cannot be loaded or does not fit the task
     ├── RowFailedError             1  a row ended in an error under --on-error fail
     ├── DamagedError               1  verify found bytes that are not the ones committed
@@ -23,11 +24,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from packhorse.redaction import redacted
+
 
 class PackhorseError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose. Secrets in the addresses that a message names do not get into it."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class UsageError(PackhorseError):
@@ -51,6 +57,10 @@ class LockedError(RefusedError):
 
 
 class InputError(PackhorseError):
+    pass
+
+
+class OutputError(PackhorseError):
     pass
 
 

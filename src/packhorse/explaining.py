@@ -21,6 +21,7 @@ from packhorse.plans import Plan
 from packhorse.readers import open_input
 from packhorse.readers.columns import guess_text_column
 from packhorse.readers.cut import MAX_ROWS
+from packhorse.readers.options import ReaderOptions
 from packhorse.readers.sample import take_sample
 
 SHOWN_BATCHES = 7
@@ -36,7 +37,7 @@ def explain(model: str | Path, input: str | Path, **settings: Any) -> Explanatio
     begin = time.perf_counter()
     values = {"tune": "off", "model": str(model), "input": str(input), "output": NO_FILE} | settings
     config: RunConfig = validated(RunConfig, values)
-    reader = open_input(config.input)
+    reader = open_input(config.input, options=ReaderOptions.of(config))
     texts = Texts(guess_text_column(reader.schema(), config.text_column, config.pair_column), config.pair_column)
     loader = Loader(config)
     try:

@@ -11,6 +11,7 @@ from packhorse.config import EngineConfig, validated
 from packhorse.data import Position
 from packhorse.errors import UsageError
 from packhorse.loading import Loader
+from packhorse.loading.material import Material
 from packhorse.readers import open_input
 from packhorse.readers.columns import column_texts, guess_text_column
 from packhorse.readers.cut import cut_shards
@@ -58,7 +59,7 @@ def export(
     config: EngineConfig = validated(EngineConfig, values)
     texts = _calibration_texts(calibration, text_column)
     begin = time.perf_counter()
-    loader = Loader(config)
+    loader = Loader(config, Material(config, wants_weights=True))
     try:
         loader.see(texts, None)
         loader.export(target)

@@ -2,126 +2,121 @@
 
     out/                        -o out/                    -o x.parquet: all of it in x.parquet.packhorse/
       part-000000.parquet       final as soon as visible
+      _part-000000.npy          with npy: the part's embeddings; readers of Parquet pass over such a name
       _packhorse/
-        manifest.json           fingerprints, settings, plan, budgets; rewritten by rename
-        shards/000000.json      one a commit, immutable, written after its part
+        manifest.json           fingerprints, settings, plan, budgets; replaced as a whole
+        shards/000000.json      one a commit, written after its part
+        retry/000000.json       while a part is replaced by --retry-errors: see retries.py
         report.json, report.html
-        lock                    held with flock while a run works; says who holds it
+        lock                    held while a run works; says who holds it
 
 manifest.json: {"format": 1, "settings", "input", "model", "plan", "budgets": [[first shard, tokens, rows]], "finished",
-"sha256" (of a one-file output)}.
+"appended_at" (numbers of the input files with which those begin that --append added), "bytes", "sha256" (of a one-file
+output), "beside" (where an output, as x.npy, is more than one file)}. --mirror: see mirrored.py.
+Where all of it lies, on a disk or in an object store, is the store's business.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
 import re
-import shutil
-import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from packhorse.data import Position, Shard
-from packhorse.disk import Disk, sha256_of
-from packhorse.errors import ChangedError, DamagedError, LockedError, RefusedError
+from packhorse.bookkeeping import RECORDS, Bookkeeping
+from packhorse.data import Shard
+from packhorse.disk import sha256_of
+from packhorse.errors import DamagedError, RefusedError
+from packhorse.records import Commit, FileRecord, sealed, unsealed
+from packhorse.stores import Lock, Store, open_store
 
 FORMAT = 1
 STATE = "_packhorse"
-PART = re.compile(r"part-\d{6,}\.(parquet|jsonl)")
+PART = re.compile(r"part-\d{6,}\.(parquet|jsonl|csv)|_part-\d{6,}\.npy")
+
+ROOM_FACTOR = 1.05  # one file has about the bytes of its parts: each part stays a row group of a Parquet file
+
+Files = Callable[[str], Sequence[str]]
+Write = Callable[[list[str]], None]  # a part, to the paths of its files
+Assemble = Callable[[list[list[str]], list[str]], None]  # the files of each part, in one
+
+# The files of a part or of an output by name, in the writer's order: as written, and where they are meanwhile
+Filed = tuple[dict[str, FileRecord], dict[str, Path]]
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A committed shard's record."""
-
-    shard: Shard
-    part: str
-    num_bytes: int
-    sha256: str
-    counters: dict[str, Any]
-
-    def to_json(self) -> bytes:
-        s = self.shard
-        record = {
-            "index": s.index, "first_row": s.first_row, "num_rows": s.num_rows, "start": s.start, "end": s.end,
-            "part": self.part, "bytes": self.num_bytes, "sha256": self.sha256, "counters": self.counters,
-        }  # fmt: skip
-        return sealed(record)
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Commit:
-        r = unsealed(data)
-        shard = Shard(r["index"], r["first_row"], r["num_rows"], Position(*r["start"]), Position(*r["end"]))
-        return cls(shard, r["part"], r["bytes"], r["sha256"], r["counters"])
+def _itself(name: str) -> tuple[str, ...]:
+    return (name,)
 
 
-class RunFolder:
-    """An output and its bookkeeping. `file` is the one-file output, None for a folder of parts."""
+class RunFolder(Bookkeeping):
+    """An output and its bookkeeping. `file` is the one-file output, None for a folder of parts. `files` names all files
+    that the writer makes of a part, or of an output, of a name: the name itself and what stands beside it."""
 
-    def __init__(self, output: str, is_file: bool, disk: Disk | None = None) -> None:
-        path = Path(output).absolute()
+    def __init__(self, output: str, is_file: bool, store: Store | None = None, files: Files = _itself) -> None:
+        self.store = store or open_store(output)
+        path = self.store.full(output)
         self.file = path if is_file else None
-        self.root = path.with_name(path.name + ".packhorse") if is_file else path
-        self.state = self.root / STATE
-        self.disk = disk or Disk()
-        self._lock: IO[str] | None = None
+        self._files = files
+        folder, _, name = path.rpartition("/")
+        self.wholes = [f"{folder}/{n}" for n in files(name)] if is_file else []  # `file` and what stands beside it
+        self.root = path + ".packhorse" if is_file else path
+        self.state = f"{self.root}/{STATE}"
+        self._manifest_path = f"{self.state}/manifest.json"
+        self._lock: Lock | None = None
 
     @property
-    def places(self) -> list[Path]:
+    def places(self) -> list[str]:
         """Where it writes, as real paths."""
-        return [p.resolve() for p in (self.root, self.file) if p is not None]
+        return [self.store.resolved(path) for path in (self.root, *self.wholes)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the place that it writes to."""
+        return self.store.notes
 
     # -- who may work in it
 
-    def lock(self) -> None:
-        """Raises LockedError, naming the holder, while another process works here. A dead holder's lock is void."""
-        (self.state / "shards").mkdir(parents=True, exist_ok=True)
-        file = (self.state / "lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise LockedError(f"{self.root}: {holder} is working on this output; wait for it or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        self._lock = file
+    def lock(self, say: Callable[[str], None] = lambda line: None) -> None:
+        """Raises LockedError, naming the holder, while another process works here. A dead holder's lock is void.
+
+        say: is told where it takes long to see whether the holder is dead.
+        """
+        self._lock = self.store.lock(f"{self.state}/lock", say)
 
     def unlock(self) -> None:
         if self._lock is not None:
-            self._lock.truncate(0)
-            self._lock.close()
+            self._lock.release()
             self._lock = None
+        self.store.close()
+
+    def _check_lock(self) -> None:
+        """Raises LockedError where another run took the output from this one."""
+        if self._lock is not None:
+            self._lock.check()
 
     # -- what it holds
 
     @property
     def exists(self) -> bool:
-        return (self.state / "manifest.json").is_file()
+        return self.store.size(self._manifest_path) is not None
 
     def check_is_ours(self, overwrite: bool) -> None:
         """Raises RefusedError where the output holds what no run put there, and, unless told to overwrite, parts
         or a file without a manifest."""
-        if self.file is not None and self.file.is_dir():
+        if self.file is not None and self.store.is_folder(self.file):
             raise RefusedError(f"{self.file} is a folder; for parts in it write {self.file}/, for a file another name")
-        names = sorted(p.name for p in self.root.iterdir()) if self.root.is_dir() else []
+        names, exists = self.store.names(self.root), self.exists
         foreign = [n for n in names if n != STATE and not PART.fullmatch(n) and not n.startswith(".")]
-        if foreign and not self.exists:
+        if foreign and not exists:
             raise RefusedError(
                 f"{self.root} holds {foreign[0]!r}, which is no output of packhorse; choose another folder"
             )
-        if overwrite or self.exists:
+        if overwrite or exists:
             return
-        if self.file is not None and self.file.exists():
+        there = [path for path in self.wholes if self.store.size(path) is not None]
+        if there:
             raise RefusedError(
-                f"{self.file} exists and belongs to no run that can be continued; --overwrite replaces it"
+                f"{there[0]} exists and belongs to no run that can be continued; --overwrite replaces it"
             )
         if any(PART.fullmatch(n) for n in names):
             raise RefusedError(
@@ -130,165 +125,151 @@ class RunFolder:
 
     def clear(self) -> None:
         """Deletes parts, bookkeeping and a one-file output; touches nothing else."""
-        (self.state / "manifest.json").unlink(missing_ok=True)  # first: what is left is then no finished run
-        for part in [p for p in self.root.iterdir() if PART.fullmatch(p.name)]:
-            part.unlink()
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
-        shutil.rmtree(self.state / "shards", ignore_errors=True)
-        for report in (self.state / "report.json", self.html_path):
-            report.unlink(missing_ok=True)
-        (self.state / "shards").mkdir(parents=True, exist_ok=True)
+        self._check_lock()
+        mirrored = self.mirrored_files().values() if self.file is None else ()
+        self.store.delete([self._manifest_path])  # first: what is left is then no finished run
+        for folder in (self.root, f"{self.state}/parts"):
+            self.store.delete([f"{folder}/{name}" for name in self.store.names(folder) if PART.fullmatch(name)])
+        self.store.delete([*self.wholes, *(f"{self.root}/{file.name}" for m in mirrored for file in m.files)])
+        for kind in RECORDS:
+            self.store.delete(self.record_paths(kind))
+        self.drop_report()
+
+    def part_paths(self) -> list[str]:
+        """Of all parts that are there, committed or not."""
+        return [f"{self.root}/{name}" for name in self.store.names(self.root) if PART.fullmatch(name)]
 
     def manifest(self) -> dict[str, Any]:
         """Raises DamagedError where it cannot be read, RefusedError for a newer format."""
-        path = self.state / "manifest.json"
         try:
-            manifest = unsealed(path.read_bytes())
+            manifest = unsealed(self.store.read(self._manifest_path))
         except (OSError, ValueError) as error:
-            raise DamagedError(f"{path}: cannot be read: {error}") from error
+            raise DamagedError(f"{self._manifest_path}: cannot be read: {error}") from error
         if manifest.get("format") != FORMAT:
-            raise RefusedError(f"{path}: format {manifest.get('format')}; this version reads format {FORMAT}")
+            raise RefusedError(
+                f"{self._manifest_path}: format {manifest.get('format')}; this version reads format {FORMAT}"
+            )
         return manifest
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        self.disk.write_atomic(self.state / "manifest.json", sealed({"format": FORMAT} | manifest))
+        """Raises LockedError where another run took the output from this one."""
+        self._check_lock()
+        self.store.write(self._manifest_path, sealed({"format": FORMAT} | manifest))
 
-    def commits(self) -> list[Commit]:
-        """The committed shards from the first on, without a gap. Raises DamagedError naming a record that is broken."""
-        found: list[Commit] = []
-        for path in sorted((self.state / "shards").glob("[0-9]*.json")):
-            try:
-                commit = Commit.from_json(path.read_bytes())
-            except (ValueError, KeyError, TypeError) as error:
-                raise DamagedError(f"{path}: is no shard record: {error}") from error
-            if commit.shard.index != len(found):
-                break
-            found.append(commit)
-        return found
+    def part(self, file: FileRecord) -> str:
+        """The full path of a file of a committed part."""
+        return f"{self.root}/{file.name}"
 
-    def check_parts(self, commits: list[Commit]) -> None:
+    def whole(self, manifest: dict[str, Any]) -> dict[str, FileRecord]:
+        """The files of a finished one-file output by their full paths."""
+        folder, _, name = str(self.file).rpartition("/")
+        beside = [FileRecord.from_dict(f) for f in manifest.get("beside", [])]
+        return {f"{folder}/{f.name}": f for f in (FileRecord(name, manifest["bytes"], manifest["sha256"]), *beside)}
+
+    def check_parts(self, commits: Sequence[Commit]) -> None:
         """Raises DamagedError where a committed part is missing or has another size."""
-        for commit in commits:
-            path = self.root / commit.part
-            size = path.stat().st_size if path.is_file() else None
-            if size != commit.num_bytes:
+        files = [file for commit in commits for file in commit.files]
+        for file, size in zip(files, self.store.sizes([self.part(f) for f in files]), strict=True):
+            if size != file.num_bytes:
                 seen = "is missing" if size is None else f"has {size} bytes"
-                raise DamagedError(f"{path} {seen}, {commit.num_bytes} bytes were committed; --overwrite starts anew")
+                raise DamagedError(
+                    f"{self.part(file)} {seen}, {file.num_bytes} bytes were committed; --overwrite starts anew"
+                )
 
     def check_finished(self, manifest: dict[str, Any]) -> None:
         """Raises DamagedError where what a finished run left is gone or has another size."""
         commits = self.commits()
         if self.file is None:
             self.check_parts(commits)
-        elif not self.file.is_file() or self.file.stat().st_size != manifest["bytes"]:
-            raise DamagedError(f"{self.file} is not the file that the finished run left; --overwrite starts anew")
-        else:
-            self._drop_parts(commits)
+            return
+        for path, file in self.whole(manifest).items():
+            if self.store.size(path) != file.num_bytes:
+                raise DamagedError(f"{path} is not the file that the finished run left; --overwrite starts anew")
+        self._drop_parts(commits)
 
-    def _drop_parts(self, commits: list[Commit]) -> None:
+    def shown(self, commits: Sequence[Commit]) -> list[str]:
+        """Names of what a user sees of it."""
+        return [commit.part for commit in commits]
+
+    def answering(self, manifest: dict[str, Any], commits: Sequence[Commit]) -> dict[str, FileRecord]:
+        """The files that it answers for, by their full paths."""
+        if self.file is not None and manifest.get("finished"):
+            return self.whole(manifest)
+        return {self.part(file): file for commit in commits for file in commit.files}
+
+    def _drop_parts(self, commits: Sequence[Commit]) -> None:
         """The parts of a one-file output, once it is there."""
-        for commit in commits:
-            (self.root / commit.part).unlink(missing_ok=True)
+        self.store.delete([self.part(file) for commit in commits for file in commit.files])
 
     # -- how a shard becomes final
 
-    def commit(self, shard: Shard, extension: str, write: Callable[[str], None], counters: dict[str, Any]) -> Commit:
-        """Part first, record after it: a part without a record is computed again, to the same bytes."""
-        name = f"part-{shard.index:06d}{extension}"
-        temporary = self.state / f"{name}.tmp"
-        write(str(temporary))
-        commit = Commit(shard, name, temporary.stat().st_size, sha256_of(temporary), counters)
-        self.disk.publish(temporary, self.root / name)
-        self.disk.write_atomic(self.state / "shards" / f"{shard.index:06d}.json", commit.to_json())
+    def commit(
+        self, shard: Shard, extension: str, write: Write, counters: dict[str, Any], error_rows: Sequence[int] = ()
+    ) -> Commit:
+        """Part first, record after it: a part without a record is computed again, to the same bytes.
+
+        Raises LockedError where another run took the output from this one.
+        """
+        commit, temporaries = self.written(shard, extension, write, counters, error_rows)
+        self.publish(commit, temporaries)
+        self.write_record(commit)
         return commit
 
-    def finish(
-        self, rows: int, commits: list[Commit], extension: str, assemble: Callable[[list[str], str], None]
-    ) -> str | None:
-        """Marks the run as finished; a one-file output appears here by one rename. Returns its sha256."""
+    def written(
+        self, shard: Shard, extension: str, write: Write, counters: dict[str, Any], error_rows: Sequence[int]
+    ) -> tuple[Commit, Mapping[str, Path]]:
+        """A part that is not visible yet: its record, and where its files are by name."""
+        name = f"part-{shard.index:06d}{extension}"
+        files, temporaries = self._filed(name, write)
+        named = files.pop(name)
+        return Commit(shard, *named, counters, tuple(files.values()), tuple(error_rows)), temporaries
+
+    def publish(self, commit: Commit, temporaries: Mapping[str, Path]) -> None:
+        self._check_lock()
+        for file in commit.files:
+            self.store.publish(temporaries[file.name], self.part(file))
+
+    def finish(self, rows: int, commits: list[Commit], assemble: Assemble) -> str | None:
+        """Marks the run as finished; a one-file output appears here as a whole. Returns its sha256.
+
+        Raises OutputError where it has no room to be put together, DamagedError where a part is not as committed.
+        """
         manifest = self.manifest()
         if self.file is not None:
-            temporary = self.state / f"whole{extension}.tmp"
-            for commit in commits:
-                if sha256_of(self.root / commit.part) != commit.sha256:
-                    raise DamagedError(f"{self.root / commit.part} is not as committed; --overwrite starts anew")
-            assemble([str(self.root / c.part) for c in commits], str(temporary))
-            manifest |= {"sha256": sha256_of(temporary), "bytes": temporary.stat().st_size}
-            self.disk.publish(temporary, self.file)
+            manifest |= self._assemble(self.file, commits, assemble)
         self.write_manifest(manifest | {"finished": True, "rows": rows})
         if self.file is not None:
             self._drop_parts(commits)
         return manifest.get("sha256")
 
-    @property
-    def html_path(self) -> Path:
-        return self.state / "report.html"
+    def _assemble(self, path: str, commits: Sequence[Commit], assemble: Assemble) -> dict[str, Any]:
+        """The one file of all parts, and what stands beside it; sha256 and bytes of each."""
+        folder, _, name = path.rpartition("/")
+        found, temporaries = self._put_together(name, commits, assemble)
+        self._check_lock()
+        beside = [file for n, file in found.items() if n != name]
+        for file in (*beside, found[name]):
+            self.store.publish(temporaries[file.name], f"{folder}/{file.name}")
+        whole = {"sha256": found[name].sha256, "bytes": found[name].num_bytes}
+        return whole | ({"beside": [file.to_dict() for file in beside]} if beside else {})
 
-    @property
-    def has_report(self) -> bool:
-        """Whether both files of it are there."""
-        return (self.state / "report.json").is_file() and self.html_path.is_file()
+    def _put_together(self, name: str, commits: Sequence[Commit], assemble: Assemble) -> Filed:
+        """One output of all parts, not visible yet."""
+        files = [file for commit in commits for file in commit.files]
+        needed = int(ROOM_FACTOR * sum(file.num_bytes for file in files))
+        self.store.check_room(f"{self.state}/{name}.tmp", needed)
 
-    def report(self) -> dict[str, Any]:
-        """report.json as it was written; empty where there is none. Raises DamagedError where it is no JSON."""
-        path = self.state / "report.json"
-        try:
-            report: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-        except ValueError as error:
-            raise DamagedError(f"{path}: cannot be read: {error}; deleted, it is written anew") from error
-        return report
+        def write(paths: list[str]) -> None:
+            with self.store.on_disk([self.part(file) for file in files]) as parts:
+                for file, part in zip(files, parts, strict=True):
+                    if sha256_of(part) != file.sha256:
+                        raise DamagedError(f"{self.part(file)} is not as committed; --overwrite starts anew")
+                rest = iter(parts)
+                assemble([[next(rest) for _ in c.files] for c in commits], paths)
 
-    def write_report(self, report: dict[str, Any], html: str) -> None:
-        """report.json and the same as a page."""
-        self.disk.write_atomic(self.state / "report.json", json.dumps(report, indent=1).encode())
-        self.disk.write_atomic(self.html_path, html.encode())
+        return self._filed(name, write)
 
-
-def sealed(record: dict[str, Any]) -> bytes:
-    """The record as JSON with a sha256 over itself: a flipped bit is found where it is read."""
-    return json.dumps(record | {"checksum": _checksum(record)}, indent=1).encode()
-
-
-def unsealed(data: bytes) -> dict[str, Any]:
-    """The record. Raises ValueError where its checksum does not fit."""
-    record: dict[str, Any] = json.loads(data)
-    content = {k: v for k, v in record.items() if k != "checksum"} if isinstance(record, dict) else {}
-    if data != sealed(content):
-        raise ValueError("its checksum does not fit its content")
-    return content
-
-
-def _checksum(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def check_unchanged(manifest: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ChangedError that lists what differs between the run folder and this command."""
-    lines = []
-    for part, value in now.items():
-        lines += _differences(part, manifest.get(part), value)
-    if lines:
-        listing = "\n".join(f"  {line}" for line in lines[:12])
-        raise ChangedError(
-            f"this output was begun with something else:\n{listing}\n"
-            "Change it back, choose another output, or --overwrite to start anew"
-        )
-
-
-def _differences(name: str, old: Any, new: Any) -> list[str]:
-    new = json.loads(json.dumps(new))
-    if old == new:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [line for key in {**old, **new} for line in _differences(f"{name}.{key}", old.get(key), new.get(key))]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [
-            line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in _differences(f"{name}[{i}]", a, b)
-        ]
-    return [f"{name}: {_short(old)} then, {_short(new)} now"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    def _filed(self, name: str, write: Write) -> Filed:
+        temporaries = {n: self.store.temporary(f"{self.state}/{n}.tmp") for n in self._files(name)}
+        write([str(path) for path in temporaries.values()])
+        return {n: FileRecord(n, t.stat().st_size, sha256_of(t)) for n, t in temporaries.items()}, temporaries

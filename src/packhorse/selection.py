@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 
 import pyarrow as pa
 
 from packhorse.config import RunConfig
 from packhorse.data import RESCUED
 from packhorse.errors import UsageError
+from packhorse.files import is_folder, lies_in
 from packhorse.manifest import RunFolder
 from packhorse.readers.columns import guess_text_column
 from packhorse.shard import output_fields
@@ -32,6 +32,8 @@ class Columns:
 
 def choose_columns(config: RunConfig, task: Task, reader: Reader) -> Columns:
     """Raises UsageError for a column that is not there, and for an input column named like an output column."""
+    if config.output_extension == ".npy" and task.name != "feature-extraction":
+        raise UsageError(f"npy holds embeddings, and this model does {task.name}: write parquet, jsonl or csv")
     schema = reader.schema()
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
@@ -43,7 +45,7 @@ def choose_columns(config: RunConfig, task: Task, reader: Reader) -> Columns:
     if config.keep is not None and len(set(config.keep)) < len(config.keep):
         raise UsageError(f"--keep {','.join(config.keep)}: a column stands there twice")
     keep = list(config.keep) if config.keep is not None else list(schema.names)
-    if reader.raw_column is not None and RESCUED in schema.names and RESCUED not in keep:
+    if reader.rescues and RESCUED in schema.names and RESCUED not in keep:
         keep.append(RESCUED)  # values of the kept columns that do not fit them stand there
     added = [f.name for f in output_fields(task, 1, config.output_prefix)]
     taken = [name for name in added if name in keep]
@@ -53,28 +55,24 @@ def choose_columns(config: RunConfig, task: Task, reader: Reader) -> Columns:
             f"the input has a column {taken[0]!r}, and so will the output: "
             f"--output-prefix pred_ names the outputs differently, --keep {others} leaves the column out"
         )
-    is_lines = (
-        reader.raw_column is not None
-        and config.keep is None
-        and config.output_is_file
-        and config.output.endswith(".jsonl")
-    )
-    return Columns(text, config.pair_column, [str(reader.raw_column)] if is_lines else keep)
+    return Columns(text, config.pair_column, [str(reader.raw_column)] if keeps_lines(config, reader) else keep)
+
+
+def keeps_lines(config: RunConfig, reader: Reader) -> bool:
+    """Whether lines go out as they came in, the predictions added: of whole files, never in parts."""
+    is_whole = config.output_is_file or config.mirror
+    return reader.raw_column is not None and config.keep is None and is_whole and config.output_extension == ".jsonl"
 
 
 def check_apart(folder: RunFolder, reader: Reader, address: str) -> None:
     """Raises UsageError where an input file lies in the output, or the output in the input folder: the next run would
     read its own output, or --overwrite delete its own input."""
-    root, source = folder.root.resolve(), Path(address)
-    for file in map(Path, reader.files):
-        if any(file.resolve().is_relative_to(place) for place in folder.places):
-            raise UsageError(
-                f"-o {folder.file or folder.root}: the input file {file} lies there; choose another output"
-            )
-    if source.is_dir() and root.is_relative_to(source.resolve()):
-        raise UsageError(
-            f"-o {folder.file or folder.root}: lies in the input folder {address}; choose a place outside it"
-        )
+    shown = folder.file or folder.root
+    for file in reader.files:
+        if any(lies_in(file, place) for place in folder.places):
+            raise UsageError(f"-o {shown}: the input file {file} lies there; choose another output")
+    if is_folder(address) and lies_in(folder.root, address):
+        raise UsageError(f"-o {shown}: lies in the input folder {address}; choose a place outside it")
 
 
 def read_schema(reader: Reader, columns: Columns) -> pa.Schema:

@@ -26,6 +26,7 @@ class Reader(Protocol):
 
     files: Sequence[str]
     raw_column: str | None  # pseudo-column that is the row as it stands in the file
+    rescues: bool  # whether a column `_rescued_data` is made by it, of what fits no other
 
     def schema(self) -> pa.Schema: ...
     def num_rows(self) -> int | None: ...  # None: not known before reading
@@ -83,7 +84,13 @@ class Task(Protocol):
 
 
 class Writer(Protocol):
-    extension: str
+    """Paths are of files on a disk, in the order of files()."""
 
-    def write(self, table: pa.Table, path: str) -> None: ...
-    def assemble(self, parts: Sequence[str], path: str) -> None: ...  # one file of the parts, in order
+    extension: str  # of a part
+
+    def files(self, name: str) -> tuple[str, ...]: ...  # all that make up a part, or a whole output, of that name
+    def write(self, table: pa.Table, paths: Sequence[str]) -> None: ...
+    def assemble(self, parts: Sequence[Sequence[str]], paths: Sequence[str]) -> None: ...  # the rows of all, in order
+
+    def merge(self, part: Sequence[str], rows: Sequence[int], table: pa.Table, paths: Sequence[str]) -> None:
+        """The part with the table's rows in the places of those rows of it, which ascend."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from packhorse.disk import sha256_of
 from packhorse.errors import DamagedError, UsageError
-from packhorse.manifest import STATE, Commit, RunFolder
+from packhorse.manifest import STATE, RunFolder
+from packhorse.mirrored import MirroredFolder
+from packhorse.records import Commit
+from packhorse.retries import Retries
+from packhorse.stores import Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +25,24 @@ class Verification:
 
 def verify_output(output: str) -> Verification:
     """Raises DamagedError listing what is missing or not as committed, UsageError where no run wrote the output."""
-    folder = RunFolder(output, is_file=not Path(output).is_dir())
+    store = open_store(output)
+    folder = RunFolder(output, is_file=not store.is_folder(store.full(output)), store=store)
     if not folder.exists:
         raise UsageError(f"{output}: no {STATE}/manifest.json belongs to it, so there is nothing to verify against")
     manifest = folder.manifest()
-    commits = folder.commits()
+    if manifest.get("settings", {}).get("mirror"):
+        folder = MirroredFolder(output, is_file=False, store=store)
+    commits, torn = Retries(folder).seen(folder.commits())
     is_finished = bool(manifest.get("finished"))
-    problems = _record_problems(folder, commits)
-    if folder.file is not None and is_finished:
-        problems += _file_problems(folder.file, manifest["bytes"], manifest["sha256"])
-        num_bytes = manifest["bytes"]
-    else:
-        for commit in commits:
-            problems += _file_problems(folder.root / commit.part, commit.num_bytes, commit.sha256)
-        problems += _strangers(folder, commits) if is_finished else []
-        num_bytes = sum(c.num_bytes for c in commits)
+    problems = _record_problems(folder, commits) + torn
+    if isinstance(folder, MirroredFolder):
+        problems += folder.record_problems(manifest)
+    files = folder.answering(manifest, commits)
+    if is_finished and folder.file is None:
+        problems += _strangers(folder, set(files))
+    for path, file in files.items():
+        problems += _file_problems(store, path, file.num_bytes, file.sha256)
+    num_bytes = sum(file.num_bytes for file in files.values())
     rows = sum(c.shard.num_rows for c in commits)
     if is_finished and manifest["rows"] != rows:
         problems.append(f"{folder.state}/shards: records of {rows} rows, not of {manifest['rows']}")
@@ -52,20 +57,19 @@ def _record_problems(folder: RunFolder, commits: list[Commit]) -> list[str]:
         if commit.shard.first_row != row:
             problems.append(f"shard {commit.shard.index}: begins at row {commit.shard.first_row}, not at {row}")
         row = commit.shard.first_row + commit.shard.num_rows
-    records = sorted((folder.state / "shards").glob("[0-9]*.json"))
-    if len(records) != len(commits):
+    if len(folder.record_paths()) != len(commits):
         problems.append(f"{folder.state}/shards: record {len(commits):06d}.json is missing, later ones are there")
     return problems
 
 
-def _file_problems(path: Path, num_bytes: int, sha256: str) -> list[str]:
-    if not path.is_file():
+def _file_problems(store: Store, path: str, num_bytes: int, sha256: str) -> list[str]:
+    size = store.size(path)
+    if size is None:
         return [f"{path}: missing"]
-    if path.stat().st_size != num_bytes:
-        return [f"{path}: {path.stat().st_size} bytes, {num_bytes} were committed"]
-    return [] if sha256_of(path) == sha256 else [f"{path}: content differs (sha256)"]
+    if size != num_bytes:
+        return [f"{path}: {size} bytes, {num_bytes} were committed"]
+    return [] if store.sha256(path) == sha256 else [f"{path}: content differs (sha256)"]
 
 
-def _strangers(folder: RunFolder, commits: list[Commit]) -> list[str]:
-    known = {c.part for c in commits}
-    return [f"{p}: no record knows this part" for p in sorted(folder.root.glob("part-*")) if p.name not in known]
+def _strangers(folder: RunFolder, known: set[str]) -> list[str]:
+    return [f"{path}: no record knows this part" for path in folder.part_paths() if path not in known]

@@ -1,4 +1,4 @@
-"""One suite over both writers; then what Parquet and JSON lines each promise alone."""
+"""One suite over the writers of whole tables; then what Parquet and JSON lines each promise alone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ import pytest
 
 from packhorse.data import JSON_TEXT, RAW_LINE
 from packhorse.writers import make_writer
+from tests.contracts.csv_rows import rows_of_csv
 from tests.null.runs import strict_lines
 
 NAN, INF = float("nan"), float("inf")
-EXTENSIONS = (".parquet", ".jsonl")
+EXTENSIONS = (".parquet", ".jsonl", ".csv")
 every_format = pytest.mark.parametrize("extension", EXTENSIONS)
 ERROR = pa.struct([("kind", pa.large_string()), ("message", pa.large_string())])
 
@@ -41,13 +42,15 @@ def output(count: int = 50, first: int = 0) -> pa.Table:
 
 
 def read_back(path: Path) -> list[dict]:
+    if path.suffix == ".csv":
+        return rows_of_csv(path, output().schema)
     if path.suffix == ".jsonl":
         return strict_lines(path)
     return pq.read_table(path, page_checksum_verification=True).to_pylist()
 
 
 def written(table: pa.Table, path: Path) -> Path:
-    make_writer(path.suffix).write(table, str(path))
+    make_writer(path.suffix).write(table, [str(path)])
     return path
 
 
@@ -80,8 +83,8 @@ def test_one_file_of_the_parts_is_their_rows_in_order(extension: str, tmp_path: 
     tables = [output(50), output(0), output(30, first=50), output(1, first=80)]
     paths = [str(written(t, tmp_path / f"{i}{extension}")) for i, t in enumerate(tables)]
     whole, again = tmp_path / f"whole{extension}", tmp_path / f"again{extension}"
-    make_writer(extension).assemble(paths, str(whole))
-    make_writer(extension).assemble(paths, str(again))
+    make_writer(extension).assemble([[path] for path in paths], [str(whole)])
+    make_writer(extension).assemble([[path] for path in paths], [str(again)])
     assert read_back(whole) == read_back(written(output(81), tmp_path / f"all{extension}"))
     assert whole.read_bytes() == again.read_bytes()
 
@@ -89,7 +92,7 @@ def test_one_file_of_the_parts_is_their_rows_in_order(extension: str, tmp_path: 
 @every_format
 def test_one_file_of_one_part_has_its_columns(extension: str, tmp_path: Path) -> None:
     part = str(written(output(0), tmp_path / f"0{extension}"))
-    make_writer(extension).assemble([part], str(tmp_path / f"whole{extension}"))
+    make_writer(extension).assemble([[part]], [str(tmp_path / f"whole{extension}")])
     assert read_back(tmp_path / f"whole{extension}") == []
     if extension == ".parquet":
         assert pq.read_schema(tmp_path / "whole.parquet").equals(output(0).schema)
@@ -209,7 +212,7 @@ sys.meta_path.insert(0, WithoutPandas())
 import pyarrow as pa
 from packhorse.writers import make_writer
 table = pa.table({{"x": pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))}})
-make_writer(".jsonl").write(table, {str(tmp_path / "a.jsonl")!r})
+make_writer(".jsonl").write(table, [{str(tmp_path / "a.jsonl")!r}])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-300:]

@@ -132,7 +132,7 @@ def test_a_flag_that_cannot_be_meant_ends_with_2(
 
 
 def test_an_output_of_unknown_format_ends_with_2_and_suggests(null_model: Path, rows: Path, tmp_path: Path) -> None:
-    assert_usage_error(run_null(null_model, rows, tmp_path / "x.csv"), ".parquet or .jsonl", f"{tmp_path}/x.csv/")
+    assert_usage_error(run_null(null_model, rows, tmp_path / "x.arrow"), ".parquet, .jsonl", f"{tmp_path}/x.arrow/")
     assert_usage_error(run_null(null_model, rows, tmp_path / "x.json"), "did you mean '.jsonl'?")
 
 

@@ -20,13 +20,13 @@ NAMES = [
 ]  # fmt: skip
 
 RUN_FLAGS = [
-    "--attention", "--backend", "--batch-size", "--batching", "--compile", "--dedup", "--devices", "--embedding-format",
-    "--exact", "--keep", "--limit", "--max-batch-tokens", "--max-error-rate", "--max-length", "--no-compile",
-    "--no-dedup",
-    "--no-normalize", "--normalize", "--on-error", "--onnx-file", "--output", "--output-prefix", "--overwrite",
-    "--pair-column", "--plan", "--pooling", "--precision", "--price-per-hour", "--progress", "--prompt-name",
-    "--provider", "--quiet", "--revision", "--scores", "--shard-rows", "--task", "--text-column", "--tokenizer",
-    "--tokenizer-threads", "--tolerance", "--tune", "-o",
+    "--adapter", "--append", "--attention", "--backend", "--batch-size", "--batching", "--compile", "--dedup",
+    "--delimiter", "--devices", "--embedding-format", "--exact", "--header", "--input-format", "--keep", "--limit",
+    "--max-batch-tokens", "--max-error-rate", "--max-length", "--mirror", "--no-compile", "--no-dedup", "--no-header",
+    "--no-normalize", "--normalize", "--on-error", "--onnx-file", "--output", "--output-format", "--output-prefix",
+    "--overwrite", "--pair-column", "--plan", "--pooling", "--precision", "--price-per-hour", "--progress",
+    "--prompt-name", "--provider", "--quiet", "--retry-errors", "--revision", "--scores", "--shard-rows", "--task",
+    "--text-column", "--tokenizer", "--tokenizer-threads", "--tolerance", "--tune", "-o",
 ]  # fmt: skip
 
 BENCH_FLAGS = [
@@ -42,6 +42,7 @@ EXIT_CODES = {
     "HostileModelError": 3,
     "LockedError": 3,
     "InputError": 1,
+    "OutputError": 1,
     "ModelError": 1,
     "RowFailedError": 1,
     "DamagedError": 1,
@@ -59,11 +60,17 @@ COLUMNS = {
     "regression": CLASSIFICATION,
     "embedding": [("embedding", pa.list_(pa.float32(), 32)), ("error", ERROR)],
     "embedding, float16": [("embedding", pa.list_(pa.float16(), 32)), ("error", ERROR)],
+    "embedding, int8": [("embedding", pa.list_(pa.int8(), 32)), ("embedding_scale", pa.float32()), ("error", ERROR)],
+    "embedding, binary": [("embedding", pa.list_(pa.int8(), 4)), ("error", ERROR)],
+    "embedding, ubinary": [("embedding", pa.list_(pa.uint8(), 4)), ("error", ERROR)],
 }
 SETTINGS = {
     "classification, scores=all": {"scores": "all"},
     "embedding": {"task": "feature-extraction"},
-    "embedding, float16": {"task": "feature-extraction", "embedding_format": "float16"},
+    **{
+        f"embedding, {kind}": {"task": "feature-extraction", "embedding_format": kind}
+        for kind in ("float16", "int8", "binary", "ubinary")
+    },
 }
 PROBLEM_TYPES = {"multi-label": "multi_label_classification", "regression": "regression"}
 
@@ -173,7 +180,8 @@ def test_fields_of_the_bookkeeping(null_model: Path, tmp_path: Path) -> None:
     manifest, record = (json.loads((state / n).read_text()) for n in ("manifest.json", "shards/000000.json"))
     assert set(manifest) >= {"format", "settings", "input", "model", "plan", "budgets", "finished", "rows", "checksum"}
     assert set(record) == {
-        "index", "first_row", "num_rows", "start", "end", "part", "bytes", "sha256", "counters", "checksum",
+        "index", "first_row", "num_rows", "start", "end", "part", "bytes", "sha256", "counters", "error_rows",
+        "checksum",
     }  # fmt: skip
     report = json.loads((state / "report.json").read_text())
     assert set(report) >= {

@@ -24,6 +24,7 @@ from packhorse.report.reporter import Reporter
 from packhorse.shard import Stages
 from packhorse.tasks.text_classification import TextClassification
 from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
+from packhorse.writers import make_writer
 from tests.models import word_piece_tokenizer
 from tests.null.reference import MAX_LENGTH
 
@@ -69,7 +70,7 @@ def run_on_device(
         model=str(model), backend="null", input="(in memory)", output=str(output), progress="none", **settings
     )
     loader = Device(config, capacity_tokens, before_batch)
-    folder = RunFolder(config.output, config.output_is_file)
+    folder = RunFolder(config.output, config.output_is_file, files=make_writer(config.output_extension).files)
     return Job(config, loader, TableReader(rows), folder, Reporter("none"), Stop()).run()
 
 

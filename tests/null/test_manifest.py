@@ -14,7 +14,9 @@ import packhorse
 from packhorse.data import Position, Shard
 from packhorse.disk import Disk
 from packhorse.errors import ChangedError, DamagedError, RefusedError
-from packhorse.manifest import Commit, RunFolder, check_unchanged, sealed, unsealed
+from packhorse.manifest import RunFolder
+from packhorse.records import Commit, check_unchanged, sealed, unsealed
+from packhorse.stores.local import LocalStore
 from packhorse.writers import make_writer
 from tests.null.runs import parts, rows_of, run
 
@@ -54,7 +56,7 @@ class CrashingDisk(Disk):
 
 def work(output: Path, disk: Disk) -> None:
     """What a job does with its run folder."""
-    folder = RunFolder(str(output), bool(output.suffix), disk)
+    folder = RunFolder(str(output), bool(output.suffix), LocalStore(disk))
     writer = make_writer(output.suffix or ".parquet")
     folder.check_is_ours(overwrite=False)
     folder.lock()
@@ -67,7 +69,7 @@ def work(output: Path, disk: Disk) -> None:
         for shard in SHARDS[len(folder.commits()) :]:
             rows = pa.table({"id": range(shard.first_row, shard.first_row + shard.num_rows)})
             folder.commit(shard, writer.extension, partial(writer.write, rows), {"rows": 10})
-        folder.finish(30, folder.commits(), writer.extension, writer.assemble)
+        folder.finish(30, folder.commits(), writer.assemble)
     finally:
         folder.unlock()
 
@@ -136,7 +138,7 @@ def test_records_after_a_gap_do_not_count(tmp_path: Path) -> None:
     work(tmp_path / "out", Disk())
     folder = RunFolder(str(tmp_path / "out"), is_file=False)
     assert [c.shard for c in folder.commits()] == SHARDS
-    (folder.state / "shards" / "000001.json").unlink()
+    Path(folder.state, "shards", "000001.json").unlink()
     assert [c.shard for c in folder.commits()] == SHARDS[:1]
 
 

@@ -23,6 +23,7 @@ def export(
     task: flags.Task = "auto",
     provider: Annotated[str, Flag(help="ONNX Runtime's execution provider that the graph is meant for.")] = "auto",
     revision: flags.Revision = None,
+    adapter: flags.Adapter = None,
 ) -> None:
     """Writes MODEL as a folder that ONNX Runtime or OpenVINO runs as it stands: `packhorse run FOLDER ...`."""
     settings = dict(locals())

@@ -9,8 +9,28 @@ import typer
 Flag = typer.Option
 
 Model = Annotated[str, typer.Argument(help="Folder of a model, or its id on the hub.")]
-Input = Annotated[str, typer.Argument(help="File, folder or glob of Parquet or JSONL.")]
-Output = Annotated[str, Flag("-o", "--output", help="Folder of parts (FOLDER/), or a .parquet or .jsonl file.")]
+Input = Annotated[
+    str,
+    typer.Argument(
+        help="File, folder or glob of Parquet, JSONL, CSV, TSV or text, here or at an address such as s3://; "
+        "dataset:NAME[:CONFIG][:SPLIT]; - for standard input."
+    ),
+]
+Output = Annotated[
+    str, Flag("-o", "--output", help="Folder of parts (FOLDER/), or a .parquet, .jsonl, .csv or .npy file.")
+]
+OutputFormat = Annotated[
+    Literal["auto", "parquet", "jsonl", "csv", "npy"],
+    Flag(help="Of the parts in a folder; default parquet. npy: arrays, of embeddings only."),
+]
+InputFormat = Annotated[
+    Literal["auto", "parquet", "jsonl", "csv", "tsv", "text"],
+    Flag(help="auto: by the name of a file; jsonl for standard input."),
+]
+Delimiter = Annotated[str | None, Flag(help="Character between the fields of CSV; default a comma.")]
+Header = Annotated[
+    bool, Flag("--header/--no-header", help="The first line of CSV and TSV names the columns; else column_0, ...")
+]
 TextColumn = Annotated[str | None, Flag(help="Column with the text; guessed when only one can be meant.")]
 PairColumn = Annotated[str | None, Flag(help="Column with the second text of a pair.")]
 Keep = Annotated[str | None, Flag(help="Input columns to carry over, by comma; default all.")]
@@ -24,9 +44,15 @@ Pooling = Annotated[Literal["mean", "cls", "last", "max"] | None, Flag(help="Def
 Normalize = Annotated[
     bool | None, Flag("--normalize/--no-normalize", help="Embeddings of length 1; default: what the model says.")
 ]
-EmbeddingFormat = Annotated[Literal["float32", "float16"], Flag(help="Type of the embedding column.")]
+EmbeddingFormat = Annotated[
+    Literal["float32", "float16", "int8", "binary", "ubinary"],
+    Flag(help="int8: with a column embedding_scale; binary, ubinary: a bit a number, 8 in a byte."),
+]
 PromptName = Annotated[str | None, Flag(help="Prompt of a sentence-transformers model.")]
 Revision = Annotated[str | None, Flag(help="Branch, tag or commit on the hub.")]
+Adapter = Annotated[
+    str | None, Flag(help="PEFT adapter (LoRA) to merge into the model: a folder, or ORGANISATION/NAME[@REVISION].")
+]
 Backend = Annotated[
     Literal["auto", "torch", "onnx", "openvino", "null"],
     Flag(help="auto: torch, or what the folder's files are for; null: no model, a checksum of the tokens."),
@@ -88,6 +114,15 @@ OnError = Annotated[
     Flag(help="quarantine: nulls and an `error` for a row that cannot be done; fail: stop at the first."),
 ]
 MaxErrorRate = Annotated[float, Flag(help="Stop when more than this share of rows are in error (after 1,000 rows).")]
+Mirror = Annotated[
+    bool, Flag("--mirror", help="A file for each input file, by its name: IN/a.parquet to OUT/a.parquet.")
+]
+Append = Annotated[
+    bool, Flag("--append", help="Compute the rows of files that came to the input folder or glob since; add them.")
+]
+RetryErrors = Annotated[
+    bool, Flag("--retry-errors", help="Of a finished output compute only the rows in error, and put them in place.")
+]
 Overwrite = Annotated[bool, Flag("--overwrite", help="Delete what an earlier run left in the output.")]
 Quiet = Annotated[bool, Flag("--quiet", help="Errors only.")]
 Progress = Annotated[Literal["auto", "plain", "json", "none"], Flag(help="How progress is shown, on stderr.")]

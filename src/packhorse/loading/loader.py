@@ -43,7 +43,7 @@ class Loader:
             raise UsageError(
                 f"--precision {settings.precision}: the weights in {self.description.folder} are {self.own_precision}"
             )
-        if self.backend.NEEDS_WEIGHTS:
+        if self.backend.NEEDS_WEIGHTS or (self.description.adapter is not None and self.backend_name != "null"):
             check_weights(self.description.folder)
         self.task: Task = self.material.task
         self.material.tokenized_by(self.backend.load_tokenizer)
@@ -188,7 +188,7 @@ class Loader:
         )  # fmt: skip
 
     def _own_notes(self, precision: str, policy: str) -> tuple[str, ...]:
-        notes: tuple[str, ...] = ()
+        notes = self.material.notes
         if precision == "int8" and not self.own_precision and self.material.rows.num_rows < ENOUGH_FOR_SCALES:
             notes += (f"int8: its scales come from {self.material.rows.num_rows} rows only",)
         if policy == "equal":

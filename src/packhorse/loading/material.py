@@ -15,8 +15,12 @@ import numpy as np
 from packhorse.config import EngineConfig
 from packhorse.data import Int64s, ModelDescription, TokenizerParts, Tokens
 from packhorse.devices.host import num_cores
+from packhorse.errors import UsageError
+from packhorse.models.adapter import FILES as ADAPTER_FILES
+from packhorse.models.adapter import base_note, check_peft, describe_adapter, find_adapter
 from packhorse.models.describe import describe
-from packhorse.models.find import file_hashes, find_model
+from packhorse.models.find import Found, file_hashes, find_model
+from packhorse.models.hub_files import Wanted
 from packhorse.models.preflight import check_folder
 from packhorse.tasks import make_task
 from packhorse.tokenize.encoder import Encoder
@@ -37,13 +41,18 @@ LoadTokenizer = Callable[[ModelDescription], TokenizerParts]
 class Material:
     """Found, checked and described once, whatever computes it. `rows` and `lengths` are those of the last `see()`."""
 
-    def __init__(self, settings: EngineConfig) -> None:
-        """Raises UsageError, RefusedError or ModelError."""
+    def __init__(self, settings: EngineConfig, wants_weights: bool = False) -> None:
+        """wants_weights: of a hub model, also for a backend that has a graph there. Raises UsageError, RefusedError or
+        ModelError."""
         self.settings = settings
         check_installed(settings.tokenizer)
-        self._found = find_model(settings.model, settings.revision)
+        self._adapter = _found_adapter(settings)
+        wants_weights = wants_weights or self._adapter is not None
+        wanted = Wanted(settings.backend, settings.onnx_file, wants_weights)
+        self._found = find_model(settings.model, settings.revision, wanted)
         check_folder(self._found.folder)
-        self.description: ModelDescription = describe(self._found, settings)
+        adapter = describe_adapter(self._adapter) if self._adapter else None
+        self.description: ModelDescription = describe(self._found, settings, adapter)
         self.rows = NO_ROWS  # up to 512, spread over the lengths
         self.lengths: Int64s = np.empty(0, np.int64)  # of all that were seen
         self.longest: int | None = None  # tokens, where no row is longer
@@ -168,23 +177,46 @@ class Material:
 
     # -- identity
 
+    @functools.cached_property
+    def notes(self) -> tuple[str, ...]:
+        """For the plan: what was found otherwise than asked for."""
+        found, adapter = self._adapter, self.description.adapter
+        of_adapter = (*found.notes, *base_note(adapter, found.name, self._found.name)) if found and adapter else ()
+        return (*self._found.notes, *of_adapter)
+
     def identity(self) -> dict[str, Any]:
-        """sha256 of every file; the commit of a hub model."""
-        return {"commit": self.description.commit, "files": self._file_hashes}
+        """sha256 of every file; the commit of a hub model. The same of the adapter where there is one."""
+        adapter = self._adapter
+        own = {"commit": self._found.commit, "files": self._file_hashes}
+        return own if adapter is None else own | {"adapter": {"commit": adapter.commit, "files": self._adapter_hashes}}
 
     @functools.cached_property
     def _file_hashes(self) -> dict[str, str]:
-        return file_hashes(self._found.folder)
+        return file_hashes(self._found.folder, self._found.files)
+
+    @functools.cached_property
+    def _adapter_hashes(self) -> dict[str, str]:
+        return file_hashes(self._adapter.folder, ADAPTER_FILES) if self._adapter else {}
 
     @property
     def key(self) -> str:
-        """sha256 over every file of the model."""
-        return hashlib.sha256(json.dumps(self._file_hashes).encode()).hexdigest()
+        """sha256 over every file of the model and of the adapter."""
+        files = [self._file_hashes, *([self._adapter_hashes] if self._adapter else [])]
+        return hashlib.sha256(json.dumps(files[0] if len(files) == 1 else files).encode()).hexdigest()
 
     def close(self) -> None:
         if self._choice is not None and self._choice.encoder is not None:
             self._choice.encoder.close()
         self._choice = None
+
+
+def _found_adapter(settings: EngineConfig) -> Found | None:
+    if settings.adapter is None:
+        return None
+    if settings.onnx_file is not None:
+        raise UsageError(f"--onnx-file {settings.onnx_file}: an adapter is merged into weights, not a graph; drop one")
+    check_peft(settings.adapter, settings.backend)
+    return find_adapter(settings.adapter)
 
 
 def _add_lowercase(backend: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.config import EngineConfig
-from packhorse.data import ModelDescription
+from packhorse.data import Adapter, ModelDescription
 from packhorse.errors import ModelError, UsageError
 from packhorse.models.find import Found
 from packhorse.models.preflight import inside, read_object, understood
@@ -17,7 +17,7 @@ TASKS = ("text-classification", "feature-extraction")
 NO_LIMIT = 10_000_000
 
 
-def describe(found: Found, settings: EngineConfig) -> ModelDescription:
+def describe(found: Found, settings: EngineConfig, adapter: Adapter | None = None) -> ModelDescription:
     """Raises ModelError, UsageError or HostileModelError, each naming the file and what it says."""
     modules = read_modules(found.folder)
     folder = inside(found.folder, modules[0]["path"], found.folder / "modules.json") if modules else found.folder
@@ -27,7 +27,7 @@ def describe(found: Found, settings: EngineConfig) -> ModelDescription:
         (read_object(folder / n) for n in ST_CONFIGS if modules and (folder / n).is_file()), {}
     )
     with understood(folder / "config.json"):
-        return _description(found, settings, folder, config, tokenizer, sentence, modules)
+        return _description(found, settings, folder, config, tokenizer, sentence, modules, adapter)
 
 
 def _description(
@@ -38,14 +38,18 @@ def _description(
     tokenizer: dict[str, Any],
     sentence: dict[str, Any],
     modules: list[dict[str, str]],
+    adapter: Adapter | None,
 ) -> ModelDescription:
     architecture = (config.get("architectures") or [""])[0]
-    task = _task(settings.task, architecture, bool(modules))
+    asked = adapter.task if adapter and adapter.task and settings.task == "auto" else settings.task
+    task = _task(asked, architecture, bool(modules))
     hidden = _first(config, "hidden_size", "d_model", "n_embd", "dim")
     if hidden is None:
         raise ModelError(f"{folder / 'config.json'}: no hidden_size in it; is this a text model?")
     heads = _first(config, "num_attention_heads", "n_head", "n_heads") or 1
     labels = _labels(config, folder / "config.json") if task == "text-classification" else ()
+    if labels and adapter and adapter.num_labels not in (None, len(labels)):  # its head has no names for them
+        labels = tuple(f"LABEL_{i}" for i in range(adapter.num_labels or 0))
     pooling, include_prompt = read_pooling(found.folder, modules, settings, int(hidden))
     return ModelDescription(
         folder=folder,
@@ -60,6 +64,8 @@ def _description(
         prompt=read_prompt(found.folder, settings.prompt_name),
         include_prompt=include_prompt,
         lower_case=bool(sentence.get("do_lower_case", False)),
+        adapter=adapter,
+        source="weights" if adapter else found.source,
     )
 
 

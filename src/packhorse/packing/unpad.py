@@ -29,6 +29,7 @@ PROBE_LENGTHS = (40, 17, 3)
 PRECISIONS = {torch.float32: "fp32", torch.float64: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # Arguments of a body that a packed call takes apart; any other that is set means a plain call.
 UNDERSTOOD = {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "past_key_values"}
+FOR_THE_LOSS = {"num_items_in_batch"}  # a Trainer's; heads hand it on, and no body reads it
 FLAGS = {"use_cache", "output_hidden_states", "output_attentions", "return_dict", "cache_position"}
 
 
@@ -115,7 +116,7 @@ class UnpaddedForward:
     def _pack(self, inputs: dict[str, Any]) -> Pack | None:
         """The rows of a padded batch; None where a plain call is right, or as fast."""
         tokens = inputs.get("input_ids") if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
-        others = [k for k, v in inputs.items() if v is not None and k not in UNDERSTOOD | FLAGS]
+        others = [k for k, v in inputs.items() if v is not None and k not in UNDERSTOOD | FLAGS | FOR_THE_LOSS]
         if self._body.training or others or not isinstance(tokens, torch.Tensor) or not _is_empty(inputs):
             return None
         mask = inputs.get("attention_mask")

@@ -85,12 +85,8 @@ def cut_shards(
                 int(np.searchsorted(weights, MAX_ROW_BYTES - current.row_bytes + weight_before, side="right")),
             )
             if stop <= at and current.rows:
-                yield current.closed(Position(chunk.file, int(chunk.marks[at])))
-                current = _Open(
-                    current.index + 1,
-                    current.first_row + current.rows,
-                    Position(chunk.file, int(chunk.marks[at])),
-                )
+                yield current.closed(chunk.position(at))
+                current = _Open(current.index + 1, current.first_row + current.rows, chunk.position(at))
                 continue
             stop = max(stop, at + 1)  # a single row over a limit is a shard of its own
             current.errors |= {current.rows + i - at: e for i, e in chunk.errors.items() if at <= i < stop}
@@ -99,7 +95,7 @@ def cut_shards(
             current.text_bytes += int(texts[stop - 1]) - text_before
             current.row_bytes += int(weights[stop - 1]) - weight_before
             at = stop
-        end = Position(chunk.file, int(chunk.marks[at]))
+        end = chunk.position(at)
         if limit is not None and current.first_row + current.rows >= limit:
             break
     if current.rows:

@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from packhorse.data import JSON_TEXT, RAW_LINE, RESCUED, Chunk, Int64s, Position, RowError
-from packhorse.errors import InputError, UsageError
-from packhorse.files import fingerprint
+from packhorse.data import JSON_TEXT, RAW_LINE, RESCUED, Chunk, Position, RowError
+from packhorse.errors import UsageError
 from packhorse.jsontext import dumps
 from packhorse.readers.columns import has_lone_surrogate
-from packhorse.readers.sample import even_rows
+from packhorse.readers.lines import SAMPLE_BYTES, Block, LineReader, decode_error
 from packhorse.stages import Reader
 
 EXTENSIONS = (".jsonl", ".ndjson")
-SAMPLE_BYTES = 16 << 20
-BLOCK_BYTES = 4 << 20
-FIRST_BLOCK_BYTES = 256 << 10  # who reads a few rows here and there parses no more
+READS_LINES = True
+TAKES_COLUMNS = True  # so that rows of later files are typed as those of the first
 MAX_EXACT_FLOAT = 1 << 53
+DECODER = json.JSONDecoder()
 
 
 class Line(NamedTuple):
@@ -37,50 +35,36 @@ class Line(NamedTuple):
     raw: bytes
 
 
-def open_files(files: Sequence[str]) -> Reader:
-    return JsonlReader(files)
+def open_files(files: Sequence[str], columns: pa.Schema | None = None) -> Reader:
+    return JsonlReader(files, columns)
 
 
-class JsonlReader:
+class JsonlReader(LineReader):
     """Rows of JSON-lines files, in the order given. A mark is a byte offset in its file."""
 
     raw_column: str | None = RAW_LINE
 
-    def __init__(self, files: Sequence[str]) -> None:
-        self.files = files
-        self._sizes = [Path(f).stat().st_size for f in files]
-        self._schema = self._sample_schema()
+    def __init__(self, files: Sequence[str], columns: pa.Schema | None = None) -> None:
+        """columns: those that the rows are to have, with `_rescued_data` besides; None: as the sample says."""
+        super().__init__(files)
+        self.sampled = self._sample_schema()
+        rescued = pa.field(RESCUED, pa.large_string())
+        names = columns.names if columns is not None else []
+        self._schema = (columns if RESCUED in names else columns.append(rescued)) if columns else self.sampled
 
     def schema(self) -> pa.Schema:
         return self._schema
 
-    def num_rows(self) -> int | None:
-        return None
-
-    def progress(self, position: Position) -> float:
-        """Share of the bytes before a position, 0 to 1."""
-        return (sum(self._sizes[: position.file]) + position.mark) / max(sum(self._sizes), 1)
-
-    def fingerprint(self) -> list[dict[str, object]]:
-        return [fingerprint(f) for f in self.files]
-
-    def spread(self, places: int) -> list[Position]:
-        """Where the line begins that follows each of the evenly spaced bytes."""
-        positions = even_rows(self._sizes, places)
-        return list(dict.fromkeys(Position(p.file, _line_start(self.files[p.file], p.mark)) for p in positions))
-
     def read(self, start: Position, columns: Sequence[str], text_columns: Sequence[str]) -> Iterator[Chunk]:
-        """Chunks from a position on. Raises InputError naming the file that cannot be read."""
+        """Chunks from a position on. Raises InputError naming the file that cannot be read, and ChangedError."""
         wanted = list(dict.fromkeys([*columns, *text_columns]))
-        for file in range(start.file, len(self.files)):
-            mark = start.mark if file == start.file else 0
-            for lines, marks in _blocks(self.files[file], mark):
-                yield self._chunk(lines, marks, file, wanted, text_columns)
+        for file, block in self._blocks(start):
+            full = _without_blank_lines(block)
+            if full.lines:
+                yield self._chunk(full, file, wanted, text_columns)
 
-    def _chunk(
-        self, raw: list[bytes], marks: Int64s, file: int, wanted: list[str], text_columns: Sequence[str]
-    ) -> Chunk:
-        lines = [_parse(line) for line in raw]
+    def _chunk(self, block: Block, file: int, wanted: list[str], text_columns: Sequence[str]) -> Chunk:
+        lines = [_parse(line) for line in block.lines]
         errors = {i: line.error for i, line in enumerate(lines) if line.error}
         rescued: list[dict[str, Any]] = [{} for _ in lines]
         arrays = {}
@@ -96,11 +80,11 @@ class JsonlReader:
             arrays[RESCUED] = pa.array(self._rescued_column(lines, rescued), pa.large_string())
         table = pa.table({name: arrays[name] for name in wanted})
         fields = [self._schema.field(n) if n != RAW_LINE else pa.field(n, pa.large_binary()) for n in wanted]
-        row_bytes = np.fromiter(map(len, raw), np.int64, len(raw))
-        return Chunk(table.cast(pa.schema(fields)), file, marks, row_bytes, errors)
+        row_bytes = np.fromiter(map(len, block.lines), np.int64, len(block.lines))
+        return Chunk(table.cast(pa.schema(fields)), file, block.marks, row_bytes, errors, block.checks)
 
     def _rescued_column(self, lines: list[Line], rescued: list[dict[str, Any]]) -> list[str | None]:
-        known = set(self._schema.names)
+        known = set(self._schema.names) - {RESCUED}
         column: list[str | None] = []
         for line, misfits in zip(lines, rescued, strict=True):
             if line.value is None:
@@ -114,15 +98,12 @@ class JsonlReader:
     def _sample_schema(self) -> pa.Schema:
         values: dict[str, list[Any]] = {}
         left, is_clean = SAMPLE_BYTES, True
-        for path in self.files:
-            for lines, marks in _blocks(path, 0):
-                for line in map(_parse, lines):
-                    is_clean &= line.value is not None
-                    for name, value in (line.value or {}).items():
-                        values.setdefault(name, []).append(value)
-                left -= int(marks[-1] - marks[0])
-                if left <= 0:
-                    break
+        for _, block in self._blocks(Position(0, 0)):
+            for row in map(_object, _without_blank_lines(block.within(left)).lines):
+                is_clean &= row is not None
+                for name, value in (row or {}).items():
+                    values.setdefault(name, []).append(value)
+            left -= block.num_bytes
             if left <= 0:
                 break
         for name in (RAW_LINE, RESCUED):
@@ -134,50 +115,36 @@ class JsonlReader:
         return pa.schema(fields if fits else [*fields, pa.field(RESCUED, pa.large_string())])
 
 
-def _blocks(path: str, mark: int) -> Iterator[tuple[list[bytes], Int64s]]:
-    """Whole lines of about BLOCK_BYTES with their offsets [n + 1]; blank lines belong to the row before."""
-    try:
-        with Path(path).open("rb") as file:
-            if mark == 0 and file.read(3) != b"\xef\xbb\xbf":
-                file.seek(0)
-            if mark:
-                file.seek(mark)
-            size = FIRST_BLOCK_BYTES
-            while lines := file.readlines(size):
-                size = BLOCK_BYTES
-                end = file.tell()
-                starts = end - sum(map(len, lines)) + np.cumsum([0, *map(len, lines)], dtype=np.int64)
-                full = [i for i, line in enumerate(lines) if not line.isspace()]
-                if full:
-                    marks = np.append(starts[full], end)
-                    yield [lines[i] for i in full], marks
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+def _without_blank_lines(block: Block) -> Block:
+    """They belong to the row before; those before the first row to none."""
+    full = [i for i, line in enumerate(block.lines) if not line.isspace()]
+    where = np.array([*full, len(block.lines)])
+    return Block([block.lines[i] for i in full], block.marks[where], block.checks_at(where))
 
 
-def _line_start(path: str, byte: int) -> int:
-    """Of the first line that begins at a byte or after it; the file's end where there is none."""
-    if not byte:
-        return 0
+def _json(text: str) -> Any:
+    """What json.loads gives, for most lines without its looking for spaces, which takes as long as the parsing."""
     try:
-        with Path(path).open("rb") as file:
-            file.seek(byte - 1)
-            file.readline()
-            return file.tell()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+        value, end = DECODER.raw_decode(text)
+    except ValueError:
+        return json.loads(text)
+    return value if text[end:] in ("\n", "\r\n", "") else json.loads(text)
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """Of _parse the value alone: a resumed run waits for the sample."""
+    try:
+        value = _json(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _parse(line: bytes) -> Line:
     try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        seen = error.object[error.start]
-        return Line(
-            None,
-            RowError("invalid_utf8", f"byte {seen:#04x} at {error.start} of the line is not UTF-8"),
-            line.strip(),
-        )
+        value = _json(line.decode())
+    except UnicodeDecodeError:
+        return Line(None, RowError("invalid_utf8", str(decode_error(line, "line"))), line.strip())
     except (ValueError, RecursionError) as error:
         return Line(None, RowError("invalid_json", f"the line is not JSON: {error}"), line.strip())
     if not isinstance(value, dict):

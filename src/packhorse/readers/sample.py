@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,9 +40,10 @@ def take_sample(reader: Reader, text_columns: Sequence[str], limit: int | None, 
     """
     places = reader.spread(min(PLACES, max_rows)) if limit is None else [Position(0, 0)]
     texts: list[list[str | None]] = [[] for _ in text_columns]
+    most_bytes = (getattr(reader, "head_bytes", None) or sys.maxsize) // 2  # the job reads the rest of its rows once
     share, quota = 0.0, (max_rows if limit is None else min(max_rows, limit)) // len(places)
     for place, following in zip(places, [*places[1:], None], strict=True):
-        end = _take(reader, place, following, text_columns, quota, texts)
+        end = _take(reader, place, following, text_columns, quota, texts, most_bytes)
         share += reader.progress(end) - reader.progress(place)
     known, seen = reader.num_rows(), len(texts[0])
     total = float(known) if known is not None else seen / share if seen and share < ALL else float(seen)
@@ -55,6 +57,7 @@ def _take(
     text_columns: Sequence[str],
     quota: int,
     texts: list[list[str | None]],
+    most_bytes: int,
 ) -> Position:
     """Adds the texts of up to `quota` rows from a place on, none of the following one's; where it ended."""
     end = place
@@ -64,8 +67,8 @@ def _take(
             errors = {i: error for i, error in chunk.errors.items() if i < count}
             seen += column_texts(chunk.table[name].slice(0, count), errors)
         quota -= count
-        end = Position(chunk.file, int(chunk.marks[count]))
-        if not quota or count < chunk.table.num_rows:
+        end = chunk.position(count)
+        if not quota or count < chunk.table.num_rows or chunk.marks[count] >= most_bytes:
             break
     return end
 

@@ -50,6 +50,7 @@ class TableReader:
 
     files: Sequence[str] = ("table in memory",)
     raw_column: str | None = None
+    rescues = False
 
     def __init__(self, rows: Any) -> None:
         table = as_table(rows)

@@ -8,6 +8,6 @@ from packhorse.stages import Writer
 
 
 def make_writer(extension: str) -> Writer:
-    """The writer of .parquet or .jsonl."""
+    """The writer of .parquet, .jsonl, .csv or .npy."""
     writer: Writer = importlib.import_module(f"{__name__}.{extension.removeprefix('.')}").make()
     return writer

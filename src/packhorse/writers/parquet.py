@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,18 +22,28 @@ class ParquetWriter:
 
     extension = ".parquet"
 
-    def write(self, table: pa.Table, path: str) -> None:
+    def files(self, name: str) -> tuple[str, ...]:
+        return (name,)
+
+    def write(self, table: pa.Table, paths: Sequence[str]) -> None:
         """Raises UsageError for a column of a type that Parquet has not."""
         try:
-            pq.write_table(table, path, **_options(table.schema))
+            pq.write_table(table, paths[0], **_options(table.schema))
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
             raise UsageError(f"a column cannot be written as Parquet: {error}; leave it out with --keep") from error
 
-    def assemble(self, parts: Sequence[str], path: str) -> None:
-        schema = pq.read_schema(parts[0])
-        with pq.ParquetWriter(path, schema, **_options(schema)) as writer:
-            for part in parts:
+    def assemble(self, parts: Sequence[Sequence[str]], paths: Sequence[str]) -> None:
+        schema = pq.read_schema(parts[0][0])
+        with pq.ParquetWriter(paths[0], schema, **_options(schema)) as writer:
+            for part, *_ in parts:
                 writer.write_table(pq.read_table(part, schema=schema, page_checksum_verification=True))
+
+    def merge(self, part: Sequence[str], rows: Sequence[int], table: pa.Table, paths: Sequence[str]) -> None:
+        old = pq.read_table(part[0], schema=table.schema, page_checksum_verification=True)
+        order = np.arange(old.num_rows)
+        order[list(rows)] = old.num_rows + np.arange(table.num_rows)
+        merged = pa.concat_tables([old, table]).unify_dictionaries().combine_chunks().take(order)
+        self.write(merged.combine_chunks(), paths)
 
 
 def _options(schema: pa.Schema) -> dict[str, Any]:

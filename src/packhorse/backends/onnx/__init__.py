@@ -30,7 +30,7 @@ def own_precision(description: ModelDescription, settings: EngineConfig) -> str 
     from packhorse.backends.onnx.build import precision_of
     from packhorse.backends.onnx.files import choose_file, read_graph
 
-    source = choose_file(description.folder, settings.onnx_file, False)
+    source = choose_file(description.folder, settings.onnx_file, description.source == "weights")
     seen = "fp32" if source is None else precision_of(read_graph(source, description.folder))
     return None if seen == "fp32" else seen
 

@@ -34,6 +34,7 @@ def versions() -> dict[str, str]:
 
 def build(request: LoadRequest, provider: Provider, prefer_weights: bool = False) -> Built:
     """Raises UsageError, ModelError or HostileModelError, each naming the file."""
+    prefer_weights = prefer_weights or request.description.source == "weights"
     source = choose_file(request.description.folder, request.onnx_file, prefer_weights)
     if source is None:
         return _from_weights(request, provider)
@@ -42,7 +43,8 @@ def build(request: LoadRequest, provider: Provider, prefer_weights: bool = False
 
 def is_built(request: LoadRequest, provider: Provider) -> bool:
     """Whether the folder holds a file, or the cache what would be made of its weights."""
-    if choose_file(request.description.folder, request.onnx_file, False) is not None:
+    about = request.description
+    if choose_file(about.folder, request.onnx_file, about.source == "weights") is not None:
         return True
     return (cache_folder() / _weights_key(request, provider) / NAME).is_file()
 

@@ -36,7 +36,7 @@ def own_precision(description: ModelDescription, settings: EngineConfig) -> str 
     """int8 where the folder holds nothing but a quantized graph. Raises ModelError where its record is damaged."""
     from packhorse.backends.openvino.files import holds_int8
 
-    return "int8" if holds_int8(description.folder) else None
+    return "int8" if holds_int8(description) else None
 
 
 def supported_precisions(device: str) -> tuple[str, ...]:

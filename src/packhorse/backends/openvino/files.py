@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from packhorse.backends.openvino.graph_cost import graph_cost
 from packhorse.backends.openvino.packages import import_openvino
 from packhorse.backends.openvino.record import Record, check_reduction, read_record
-from packhorse.data import LoadRequest
+from packhorse.data import LoadRequest, ModelDescription
 from packhorse.errors import HostileModelError, ModelError
 
 XML, BIN = "openvino_model.xml", "openvino_model.bin"
@@ -43,10 +43,10 @@ def find_in_folder(request: LoadRequest) -> Found:
     return Found(model, record)
 
 
-def holds_int8(folder: Path) -> bool:
+def holds_int8(description: ModelDescription) -> bool:
     """Whether a quantized graph is all that the folder has to load. Raises ModelError as read_record does."""
-    place = _place(folder)
-    if place is None or has_weights(folder):
+    place = _place(description.folder)
+    if place is None or has_weights(description):
         return False
     record = read_record(place)
     if record is not None:
@@ -54,9 +54,9 @@ def holds_int8(folder: Path) -> bool:
     return b'type="FakeQuantize"' in (place / XML).read_bytes()
 
 
-def has_weights(folder: Path) -> bool:
+def has_weights(description: ModelDescription) -> bool:
     """Whether there is a checkpoint to convert."""
-    return any(folder.glob("*.safetensors"))
+    return description.source != "graph" and any(description.folder.glob("*.safetensors"))
 
 
 def output_index(model: Any, record: Record, kind: str) -> int:

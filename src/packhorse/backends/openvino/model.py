@@ -44,7 +44,7 @@ def find_graph(request: LoadRequest) -> Found:
 
 
 def _float_graph(request: LoadRequest) -> Found:
-    if not has_weights(request.description.folder):
+    if not has_weights(request.description):
         return find_in_folder(request)
     key = cache_key(request, "float")
     cached = find_cached(key)

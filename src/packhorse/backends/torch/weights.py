@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from packhorse.backends.torch.merge import merge_adapter
 from packhorse.backends.torch.quiet import quiet
-from packhorse.data import ModelDescription, Reduction
+from packhorse.data import Adapter, ModelDescription, Reduction
 from packhorse.devices.host import cpu_precisions
 from packhorse.errors import ModelError, UsageError
 from packhorse.packing.heads import position_table
@@ -22,17 +23,35 @@ def load_weights(
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     auto = AutoModelForSequenceClassification if reduction.kind == "classify" else AutoModel
-    options = {} if attention is None else {"attn_implementation": attention}
+    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if description.adapter is not None:  # merged in fp32, then cast
+        options |= _room_for_head(description.adapter, reduction)
     with quiet():
         try:
             model, loading = auto.from_pretrained(
-                description.folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-                output_loading_info=True, **options,
+                description.folder, dtype=torch.float32 if description.adapter else dtype, use_safetensors=True,
+                local_files_only=True, trust_remote_code=False, output_loading_info=True, **options,
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise ModelError(f"{description.folder}: cannot be loaded for {description.task}: {error}") from error
     # Embeddings come from the last hidden state, so a pooler that was never trained is not used.
-    missing = sorted(k for k in loading["missing_keys"] if reduction.kind == "classify" or not k.startswith("pooler."))
+    missing = {k for k in loading["missing_keys"] if reduction.kind == "classify" or not k.startswith("pooler.")}
+    if description.adapter is not None:
+        missing |= {str(key[0]) for key in loading.get("mismatched_keys", ())}
+        merged = merge_adapter(model, description)
+        model, missing = merged.model.to(dtype), missing - merged.replaced
+    _check_complete(model, description, reduction, sorted(missing))
+    return model.eval()
+
+
+def _room_for_head(adapter: Adapter, reduction: Reduction) -> dict[str, Any]:
+    """For from_pretrained: a head of the adapter's size, where it brings one."""
+    if reduction.kind != "classify" or adapter.num_labels is None:
+        return {}
+    return {"num_labels": adapter.num_labels, "ignore_mismatched_sizes": True}
+
+
+def _check_complete(model: Any, description: ModelDescription, reduction: Reduction, missing: list[str]) -> None:
     if missing:
         listing = ", ".join(missing[:4]) + (" ..." if len(missing) > 4 else "")
         raise ModelError(
@@ -43,7 +62,6 @@ def load_weights(
         raise ModelError(
             f"{description.folder}: {model.config.num_labels} labels in the model, {reduction.width} in its config"
         )
-    return model.eval()
 
 
 def base_precision(precision: str, device: str) -> str:

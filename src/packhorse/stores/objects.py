@@ -1,0 +1,148 @@
+"""An output in an object store, through fsspec: objects are put whole, nothing is renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from packhorse.disk import Disk
+from packhorse.errors import OutputError, UsageError
+from packhorse.files import open_file
+from packhorse.remote import GOES_ON, WEB, canonical, explained, filesystem, network_errors, notes_on, protocol_of
+from packhorse.stores.lease import Lease, Timing
+from packhorse.stores.puts import S3Puts, conditional_puts
+
+T = TypeVar("T")
+REQUESTS = 16  # at once
+PIECES = 2  # of 50 MiB, of a large part at once; s3fs holds ten, and a put of 640 MiB took 1 GiB of memory
+
+
+class ObjectStore:
+    """A Store. A part is written on a disk first, in a folder of the system's for temporary files."""
+
+    def __init__(
+        self, output: str, timing: Timing | None = None, disk: Disk | None = None, fs: Any | None = None
+    ) -> None:
+        """fs: an fsspec file system; default the one that the address names.
+
+        Raises UsageError where the protocol cannot be written to or its package is missing.
+        """
+        if protocol_of(output) in WEB:
+            raise UsageError(f"-o {output}: {protocol_of(output)}:// can only be read; write to a folder or a bucket")
+        self._fs: Any = fs or filesystem(output)[0]
+        self._timing, self._disk = timing or Timing(), disk or Disk()
+        self._puts = conditional_puts(self._fs)
+        self._limits = {"max_concurrency": PIECES} if isinstance(self._puts, S3Puts) else {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.notes = notes_on(output)
+        if not self._puts.is_atomic:
+            self.notes.append(
+                f"{protocol_of(output)}:// here cannot create an object only where there is none: two runs that begin "
+                "within the same seconds could both work on this output"
+            )
+
+    def full(self, output: str) -> str:
+        return canonical(output)
+
+    def resolved(self, path: str) -> str:
+        return path
+
+    def is_folder(self, path: str) -> bool:
+        return self._info(path).get("type") == "directory"
+
+    def names(self, folder: str) -> list[str]:
+        with explained(folder, "cannot be listed", OutputError):
+            try:
+                found = self._fs.ls(folder, detail=False)
+            except FileNotFoundError:
+                return []
+        above = self._fs._strip_protocol(folder).rstrip("/") + "/"
+        return sorted({name.rstrip("/").removeprefix(above) for name in found if name.rstrip("/") + "/" != above})
+
+    def size(self, path: str) -> int | None:
+        about = self._info(path)
+        return int(about["size"]) if about.get("type") == "file" else None
+
+    def _info(self, path: str) -> dict[str, Any]:
+        with explained(path, "cannot be read", OutputError):
+            try:
+                return dict(self._fs.info(path))
+            except FileNotFoundError:
+                return {}
+
+    def read(self, path: str) -> bytes:
+        try:
+            return bytes(self._fs.cat_file(path))
+        except FileNotFoundError:
+            raise
+        except network_errors():
+            with explained(path, "cannot be read", OutputError):
+                raise
+
+    def sizes(self, paths: Sequence[str]) -> list[int | None]:
+        return self._each(self.size, paths)
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes]:
+        return self._each(self.read, paths)
+
+    def _each(self, ask: Callable[[str], T], paths: Sequence[str]) -> list[T]:
+        """Many requests at once: a job can have thousands of records, and each answer takes 10 to 50 ms."""
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            return list(pool.map(ask, paths))
+
+    def sha256(self, path: str) -> str:
+        with open_file(path) as file:
+            return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
+
+    def write(self, path: str, data: bytes) -> None:
+        with explained(path, "cannot be written", OutputError, GOES_ON):
+            self._fs.pipe_file(path, data)
+
+    def temporary(self, path: str) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="packhorse-")
+        return Path(self._folder.name) / path.rpartition("/")[2]
+
+    def publish(self, temporary: Path, path: str) -> None:
+        with explained(path, "cannot be written", OutputError, GOES_ON):
+            self._fs.put_file(str(temporary), path, **self._limits)
+        temporary.unlink()
+
+    def delete(self, paths: Sequence[str]) -> None:
+        self._each(self._delete, paths)
+
+    def _delete(self, path: str) -> None:
+        with explained(path, "cannot be deleted", OutputError), suppress(FileNotFoundError):
+            self._fs.rm_file(path)
+
+    @contextmanager
+    def on_disk(self, paths: Sequence[str]) -> Iterator[list[str]]:
+        """Downloaded, and deleted afterwards."""
+        here = [self.temporary(f"part-{i}-{path.rpartition('/')[2]}") for i, path in enumerate(paths)]
+        try:
+            for path, file in zip(paths, here, strict=True):
+                with explained(path, "cannot be read", OutputError, GOES_ON):
+                    self._fs.get_file(path, str(file))
+            yield [str(file) for file in here]
+        finally:
+            for file in here:
+                file.unlink(missing_ok=True)
+
+    def check_room(self, path: str, num_bytes: int) -> None:
+        """The parts, downloaded, and the file that they make lie on the disk together."""
+        self._disk.check_room(self.temporary(path).parent, 2 * num_bytes)
+
+    def lock(self, path: str, say: Callable[[str], None]) -> Lease:
+        with explained(path, "cannot be written", UsageError):
+            return Lease(self._puts, path, self._timing, say)
+
+    def close(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None

@@ -1,0 +1,161 @@
+"""A crash at any step of an output in an object store, then the same again: the objects of an uninterrupted run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pytest
+
+import packhorse
+from packhorse.disk import Disk
+from packhorse.errors import LockedError, OutputError
+from packhorse.manifest import RunFolder
+from packhorse.remote import filesystem
+from packhorse.stores.lease import Timing
+from packhorse.stores.objects import ObjectStore
+from packhorse.writers import make_writer
+from tests.null.test_manifest import SHARDS
+
+QUICK = Timing(renew_s=0.05, expire_s=0.2, look_s=0.02, settle_s=0.0)
+
+
+class CrashError(Exception):
+    """The power goes."""
+
+
+class CrashingFiles:
+    """An fsspec file system that does `steps` changes and then fails: before the next one, or when it is done."""
+
+    def __init__(self, fs: Any, steps: int, is_done: bool) -> None:
+        self._fs, self.left, self._is_done = fs, steps, is_done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fs, name)
+
+    def _change(self, name: str, path: str, *values: Any, **more: Any) -> Any:
+        if path.endswith("/lock"):
+            return getattr(self._fs, name)(path, *values, **more)
+        self.left -= 1
+        if self.left < 0 and not self._is_done:
+            raise CrashError
+        result = getattr(self._fs, name)(path, *values, **more)
+        if self.left < 0:
+            raise CrashError
+        return result
+
+    def pipe_file(self, path: str, data: bytes, **more: Any) -> Any:
+        return self._change("pipe_file", path, data, **more)
+
+    def put_file(self, local: str, path: str) -> Any:
+        return self._change("put_file", local, path)
+
+    def rm_file(self, path: str) -> Any:
+        return self._change("rm_file", path)
+
+
+def work(output: str, fs: Any, kind: str, timing: Timing = QUICK, disk: Disk | None = None) -> None:
+    """What a job does with its run folder."""
+    writer = make_writer(f".{kind}")
+    is_file = not output.endswith("/")
+    folder = RunFolder(output, is_file, ObjectStore(output, timing, disk, fs), writer.files)
+    folder.check_is_ours(overwrite=False)
+    folder.lock()
+    try:
+        if not folder.exists:
+            folder.clear()
+            folder.write_manifest({"plan": "all of it", "finished": False})
+        if folder.manifest()["finished"]:
+            return folder.check_finished(folder.manifest())
+        folder.check_parts(folder.commits())
+        for shard in SHARDS[len(folder.commits()) :]:
+            rows = pa.table({"id": range(shard.first_row, shard.first_row + shard.num_rows)})
+            folder.commit(shard, writer.extension, lambda paths, rows=rows: writer.write(rows, paths), {"rows": 10})
+        folder.finish(30, folder.commits(), writer.assemble)
+    finally:
+        folder.unlock()
+    return None
+
+
+def memory() -> Any:
+    return filesystem("memory://")[0]
+
+
+def objects(root: str) -> dict[str, bytes]:
+    fs, path = filesystem(root)
+    return {name.removeprefix(path): fs.cat_file(name) for name in fs.find(path)}
+
+
+def crashes(name: str, kind: str, is_done: bool) -> Iterator[str]:
+    """An output for every step at which a run can crash, after it did."""
+    for steps in range(100):
+        root = f"memory://{uuid4().hex}"
+        try:
+            work(f"{root}/{name}", CrashingFiles(memory(), steps, is_done), kind)
+        except CrashError:
+            yield root
+        else:
+            assert steps >= 8
+            return
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize(("name", "kind"), [("out/", "parquet"), ("x.parquet", "parquet"), ("x.jsonl", "jsonl")])
+def test_a_crash_at_any_step_can_be_continued(name: str, kind: str, is_done: bool) -> None:
+    once = f"memory://{uuid4().hex}"
+    work(f"{once}/{name}", memory(), kind)
+    expected = objects(once)
+    assert packhorse.verify(f"{once}/{name}").is_finished
+    for root in crashes(name, kind, is_done):
+        output = f"{root}/{name}"
+        for key, data in objects(root).items():  # whatever is visible under its final name is final
+            assert "manifest" in key or expected.get(key, data) == data
+        work(output, memory(), kind)
+        assert objects(root) == expected
+        assert packhorse.verify(output).rows == 30
+
+
+def test_a_run_that_lost_its_lock_commits_nothing() -> None:
+    output = f"memory://{uuid4().hex}/out"
+    fs, writer = memory(), make_writer(".parquet")
+    folder = RunFolder(output, is_file=False, store=ObjectStore(output, QUICK))
+    folder.lock()
+    folder.write_manifest({"finished": False})
+    fs.pipe_file(f"{output}/_packhorse/lock", b'{"host": "elsewhere", "pid": 7}')
+    before = objects(output)
+    with pytest.raises(LockedError, match="process 7 on elsewhere has taken over"):
+        for shard in SHARDS * 1_000:
+            folder.write_manifest({"finished": False})
+            rows = pa.table({"id": [shard.index]})
+    with pytest.raises(LockedError):
+        folder.commit(SHARDS[0], ".parquet", lambda paths: writer.write(rows, paths), {})
+    with pytest.raises(LockedError):
+        folder.clear()
+    folder.unlock()
+    assert objects(output) == before
+
+
+class SmallDisk(Disk):
+    def free_bytes(self, folder: Path) -> int:
+        return 1_000
+
+
+def test_one_file_is_put_together_only_where_there_is_room() -> None:
+    output = f"memory://{uuid4().hex}/x.parquet"
+    with pytest.raises(OutputError, match="1,000 bytes are free"):
+        work(output, memory(), "parquet", disk=SmallDisk())
+    assert not memory().exists(output) and len(memory().ls(f"{output}.packhorse", detail=False)) == 4
+    work(output, memory(), "parquet")
+    assert packhorse.verify(output).is_finished
+
+
+def test_nothing_stays_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for crashing in (memory(), CrashingFiles(memory(), 5, is_done=False)):
+        with contextlib.suppress(CrashError):
+            work(f"memory://{uuid4().hex}/x.parquet", crashing, "parquet")
+        assert list(tmp_path.iterdir()) == []
