@@ -129,13 +129,14 @@ def _info(address: str) -> dict[str, Any]:
         except FileNotFoundError as error:
             if answer_code(error) == "NoSuchBucket":
                 raise
-            if protocol_of(address) in WEB and _is_other_failure(error.__cause__):
-                raise error.__cause__ from None
+            cause = error.__cause__
+            if protocol_of(address) in WEB and cause is not None and _is_other_failure(cause):
+                raise cause from None
             return {}
 
 
-def _is_other_failure(cause: BaseException | None) -> bool:
-    """Whether fsspec says that a file of a web server is not there, and it is something else: no connection, no right."""
+def _is_other_failure(cause: BaseException) -> bool:
+    """Whether a file of a web server that fsspec calls missing is something else: no connection, no right."""
     return isinstance(cause, network_errors()) and getattr(cause, "status", None) not in (404, 410)
 
 

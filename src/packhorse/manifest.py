@@ -212,6 +212,7 @@ class RunFolder(Bookkeeping):
         """
         commit, temporaries = self.written(shard, extension, write, counters, error_rows)
         self.publish(commit, temporaries)
+        self._check_lock()  # a large part takes its time
         self.write_record(commit)
         return commit
 

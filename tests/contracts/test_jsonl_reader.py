@@ -183,6 +183,14 @@ def test_a_column_named_like_our_own_is_kept_or_refused(path: Path, name: str, b
     assert type(kept) is str and "mine" in kept
 
 
+@pytest.mark.parametrize("name", [RESCUED, RAW_LINE])
+def test_a_column_named_like_our_own_that_comes_late_is_rescued(path: Path, name: str) -> None:
+    padding = b'{"text": "%s"}\n' % (b"x" * 17 * MIB)
+    path.write_bytes(padding + json.dumps({"text": "a", name: "mine"}).encode())
+    last = list(open_input(str(path)).read(START, [RESCUED], ["text"]))[-1].table[RESCUED].to_pylist()[-1]
+    assert strict_json(last) == {name: "mine"}
+
+
 def test_a_field_whose_name_is_half_a_surrogate_pair_does_not_end_the_run(path: Path) -> None:
     assert read(path, b'{"text": "a", "\\ud800": 1}\n').table["text"].to_pylist() == ["a"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import random
 import sys
 import tracemalloc
@@ -92,6 +93,15 @@ def test_a_damaged_file_is_named(tmp_path: Path, codec: str, damage: str) -> Non
     if damage == "empty":
         assert texts(open_input(address)) == []
         return
+    with pytest.raises(InputError, match=rf"rows\.txt\.{codec}"):
+        texts(open_input(address))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_follows_a_member_and_is_none_is_named(tmp_path: Path, codec: str) -> None:
+    """pbzip2 writes a member every 900 kB: what lies behind a damaged header are rows."""
+    member = compressed(b"a\nb\n", codec)
+    address = save(tmp_path, f"rows.txt.{codec}", member + bytes([member[0] ^ 1]) + member[1:])
     with pytest.raises(InputError, match=rf"rows\.txt\.{codec}"):
         texts(open_input(address))
 
@@ -208,6 +218,19 @@ def test_a_terminal_is_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
         open_input("-")
 
 
+def test_a_closed_standard_input_is_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="closed"):
+        open_input("-")
+
+
+def test_a_pipe_that_is_named_is_told_apart_from_nothing(tmp_path: Path) -> None:
+    """<(command) of a shell."""
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(UsageError, match=r"pipe.* - <"):
+        open_input(str(tmp_path / "rows.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -239,6 +262,12 @@ def test_a_format_that_is_asked_for_holds_whatever_the_name(tmp_path: Path, name
     address = save(tmp_path, name, gzip.compress(content) if name.endswith(".gz") else content)
     found = texts(open_input(address, options=ReaderOptions(kind)))
     assert found == (["text", "value"] if kind == "text" else ["value"])
+
+
+def test_a_file_that_a_glob_matches_twice_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    save(tmp_path / "a/b", "rows.txt", b"x\ny\n")
+    assert texts(open_input(f"{tmp_path}/**/**/*.txt")) == ["x", "y"]
 
 
 def test_in_a_folder_a_format_picks_its_files(tmp_path: Path) -> None:

@@ -203,6 +203,17 @@ def test_what_is_no_adapter_is_told_so(bert: Path, tuned: Path, tmp_path: Path) 
         load(bert, adapter=str(tuned), backend="onnx", onnx_file="model.onnx")
 
 
+@pytest.mark.parametrize("graph", ["onnx/model.onnx", "openvino_model.xml"])
+def test_a_folder_with_graphs_alone_has_no_weights_to_merge_into(
+    bert: Path, tuned: Path, tmp_path: Path, graph: str
+) -> None:
+    folder = shutil.copytree(bert, tmp_path / "graph", ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / graph).parent.mkdir(exist_ok=True)
+    (folder / graph).write_bytes(b"graph")
+    with pytest.raises(UsageError, match=f"--adapter .*merged into weights, and .* has {Path(graph).name}"):
+        load(folder, adapter=str(tuned))
+
+
 def test_an_adapter_that_cannot_be_merged_is_told_so(bert: Path, tmp_path: Path) -> None:
     from peft import PromptTuningConfig, get_peft_model
 

@@ -125,6 +125,20 @@ def test_the_pair_column_is_not_guessed_as_the_text(null_model: Path, tmp_path: 
     assert predicted(rows_of(tmp_path)) == predictions(TEXTS, TEXTS)
 
 
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl", "in.tsv"])
+def test_an_input_without_a_byte_is_said_to_be_empty(null_model: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    for settings in ({}, {"text_column": "text"}):
+        with pytest.raises(UsageError, match="the input is empty"):
+            run(null_model, tmp_path / name, tmp_path / "out", **settings)
+
+
+def test_what_a_csv_could_not_read_is_kept_beside_the_columns_to_keep(null_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,text\n1,good\n2,bad,one too many\n")
+    run(null_model, tmp_path / "in.csv", tmp_path / "out", keep=("id",))
+    assert [row["_rescued_data"] for row in rows_of(tmp_path / "out")] == [None, "2,bad,one too many"]
+
+
 def test_an_input_with_one_name_twice_is_refused(null_model: Path, tmp_path: Path) -> None:
     twice = pa.table([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["text", "number", "number"])
     pq.write_table(twice, tmp_path / "in.parquet")

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from packhorse.data import Position
-from packhorse.errors import UsageError
+from packhorse.errors import InputError, UsageError
 from packhorse.readers.dataset import open_dataset
 from tests.hub_server import Hub, serving
 from tests.null.runs import parts, rows_of, run, run_until_stopped
@@ -46,6 +46,13 @@ def texts(reader: Any, start: int = 0) -> list[Any]:
         assert chunk.marks.tolist() == list(range(start + len(found), start + len(found) + chunk.table.num_rows + 1))
         found += chunk.table.to_pylist()
     return found
+
+
+def test_a_saved_dataset_without_files_is_named(tmp_path: Path) -> None:
+    """The package writes it, and cannot read it."""
+    datasets.Dataset.from_dict(rows(3)).select([]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"saved: cannot be read.*any rows"):
+        open_dataset(f"dataset:{tmp_path}/saved")
 
 
 def test_a_saved_dataset_gives_its_rows_from_any_row_on(saved: Path) -> None:

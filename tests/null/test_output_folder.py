@@ -39,6 +39,13 @@ def test_an_output_that_another_works_on_is_refused_with_its_holder(
     assert predicted(rows_of(tmp_path / name)) == predictions(TEXTS)
 
 
+def test_a_place_that_cannot_be_written_is_named(null_model: Path, tmp_path: Path) -> None:
+    file = save(tmp_path / "file.parquet")
+    with pytest.raises(UsageError, match=r"file.parquet/out: cannot be written: .*choose another output"):
+        run(null_model, ROWS, file / "out")
+    assert pq.read_table(file).num_rows == len(TEXTS)
+
+
 def test_a_lock_whose_holder_died_is_void(null_model: Path, tmp_path: Path) -> None:
     state = tmp_path / "out" / "_packhorse"
     state.mkdir(parents=True)

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 
+import packhorse
 from packhorse import files
 from packhorse.errors import InputError, PackhorseError, UsageError
 from packhorse.readers import open_input
@@ -144,6 +145,32 @@ def test_an_unknown_protocol_is_refused_with_the_known_ones() -> None:
         open_input("odd://x/rows.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("file:///data/rows.jsonl", "named by its path alone: /data/rows.jsonl"),
+        ("s3://", "names no bucket"),
+        (f"s3://KEY:{SECRET}@bucket/rows.jsonl", "credentials of the store in the environment"),
+        (f"s3://KEY:a/{SECRET}@bucket/rows.jsonl", "credentials of the store in the environment"),
+    ],
+)
+def test_an_address_that_cannot_be_meant_is_refused(tmp_path: Path, address: str, said: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl_bytes(1))
+    for source, output in ((address, f"{tmp_path}/out/"), (f"{tmp_path}/rows.jsonl", address)):
+        with pytest.raises(UsageError, match=said) as caught:
+            packhorse.run("no-model", source, output)
+        assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["co::lon/a.jsonl", "q?/a?x=1.jsonl", "p%20/a#1.jsonl", "day=1/ü [2]*.jsonl"])
+def test_keys_with_signs_that_mean_something_elsewhere(bucket: Bucket, key: str) -> None:
+    address = bucket.put(f"in/{key}", jsonl_bytes(3))
+    bucket.put("in/b.jsonl", jsonl_bytes(3))
+    for asked, count in ((address, 1), (address.rpartition("/")[0], 1), (f"{bucket}/in", 2)):
+        assert len(open_input(asked).files) == count
+    assert open_input(f"S3{address[2:]}").files == [address]
+
+
 def test_columns_that_are_not_asked_for_are_not_fetched(bucket: Bucket, server: LocalS3) -> None:
     heavy = [Random(i).randbytes(3_000) for i in range(2_000)]
     address = bucket.put("in/rows.parquet", parquet_bytes(2_000, heavy=heavy))
@@ -205,6 +232,18 @@ def test_rows_come_from_a_web_server(web: str, tmp_path: Path, kind: str) -> Non
     with pytest.raises(PackhorseError) as caught:
         open_input(f"{web}/none.{kind}?token={SECRET}")
     assert SECRET not in str(caught.value)
+
+
+def test_what_a_web_server_refuses_is_not_called_missing(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handler: Ranges) -> None:
+        handler.send_error(403, "Request has expired")
+
+    for verb in ("do_GET", "do_HEAD"):
+        monkeypatch.setattr(Ranges, verb, refuse)
+    with pytest.raises(InputError, match=r"rows.jsonl\?\*\*\* cannot be read: .*403"):
+        open_input(f"{web}/rows.jsonl?token={SECRET}")
+    with pytest.raises(InputError, match="no connection"):
+        open_input("http://127.0.0.1:9/rows.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 
-from packhorse.errors import LockedError
+from packhorse.errors import LockedError, OutputError
 from packhorse.remote import filesystem
 from packhorse.stores.lease import Lease, Timing
 from packhorse.stores.puts import Puts, conditional_puts
+from tests.remote.server import LocalS3, RefusedRequestError
 
 QUICK = Timing(renew_s=0.1, expire_s=1.0, look_s=0.05, settle_s=0.3)
 STEADY = Timing(renew_s=60, expire_s=1.0, look_s=0.05, settle_s=0.05)  # never renews by itself
@@ -184,4 +186,34 @@ def test_a_put_that_is_repeated_by_the_client_counts_as_one(path: str) -> None:
     while holder(path)["renewals"] < before + 3:
         assert time.monotonic() < end
         held.check()
+    held.release()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process's age is known by the time of day alone")
+def test_a_clock_that_is_set_meanwhile_makes_no_holder_dead(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"{bucket}/out/_packhorse/lock"
+    source = (
+        "import sys; from tests.remote.test_lease import *; "
+        "held = lease(sys.argv[1], STEADY); print(flush=True); input(); held.release()"
+    )  # fmt: skip
+    began_s = psutil.Process.create_time
+    with subprocess.Popen([sys.executable, "-c", source, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline()
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: began_s(process) + 3_600)
+        with pytest.raises(LockedError, match=f"process {child.pid} on .* is working on this output"):
+            lease(path)
+        child.communicate(b"\n", timeout=60)
+    assert puts_for(path).read(path) is None
+
+
+def test_a_store_that_cannot_be_asked_in_time_is_an_error_with_what_to_do(bucket: Any, server: LocalS3) -> None:
+    def refuse(request: dict[str, Any]) -> None:
+        raise RefusedRequestError("403 Forbidden", "AccessDenied")
+
+    held = lease(f"{bucket}/out/_packhorse/lock", STEADY)
+    server.before = refuse
+    time.sleep(STEADY.expire_s / 2 + 0.1)
+    with pytest.raises(OutputError, match=f"{bucket}/out: its lock cannot be renewed: no permission.* goes on"):
+        held.check()
+    server.look_freely()
     held.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 import packhorse
 from packhorse.disk import Disk
-from packhorse.errors import LockedError, OutputError
+from packhorse.errors import LockedError, OutputError, UsageError
 from packhorse.manifest import RunFolder
 from packhorse.remote import filesystem
 from packhorse.stores.lease import Timing
@@ -159,3 +160,54 @@ def test_nothing_stays_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with contextlib.suppress(CrashError):
             work(f"memory://{uuid4().hex}/x.parquet", crashing, "parquet")
         assert list(tmp_path.iterdir()) == []
+
+
+class SlowPuts:
+    """A file system in which another run takes the output while a part is put."""
+
+    def __init__(self, fs: Any, output: str) -> None:
+        self._fs, self._output = fs, output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fs, name)
+
+    def put_file(self, local: str, path: str) -> None:
+        self._fs.put_file(local, path)
+        self._fs.pipe_file(f"{self._output}/_packhorse/lock", b'{"host": "elsewhere", "pid": 7}')
+        time.sleep(QUICK.expire_s)
+
+
+def test_a_run_that_lost_its_lock_during_a_put_writes_no_record() -> None:
+    output = f"memory://{uuid4().hex}/out"
+    with pytest.raises(LockedError, match="process 7 on elsewhere has taken over"):
+        work(f"{output}/", SlowPuts(memory(), output), "parquet")
+    assert not [name for name in objects(output) if "/shards/" in name]
+
+
+class RecordingPuts:
+    """An S3 file system that remembers how it was asked to put."""
+
+    protocol = ("s3",)
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def put_file(self, local: str, path: str, **how: Any) -> None:
+        self.asked.append(how)
+
+
+def test_few_pieces_of_a_large_part_are_held_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("s3fs", reason="needs the package s3fs")
+    (tmp_path / "part").write_bytes(b"rows")
+    fs = RecordingPuts()
+    ObjectStore("s3://bucket/out", fs=fs).publish(tmp_path / "part", "s3://bucket/out/part")
+    assert fs.asked == [{"max_concurrency": 2}]  # s3fs has 10 of 50 MiB otherwise
+
+
+def test_an_address_that_lost_a_slash_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="write s3://bucket/out, as a string"):
+        packhorse.verify(Path("s3://bucket/out"))
+    with pytest.raises(UsageError, match="write s3://bucket/out, as a string"):
+        packhorse.run("no-model", pa.table({"text": ["a"]}), Path("s3://bucket/out"))
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from packhorse.data import Int64s, ModelDescription, TokenizerParts, Tokens
 from packhorse.devices.host import num_cores
 from packhorse.errors import UsageError
 from packhorse.models.adapter import FILES as ADAPTER_FILES
-from packhorse.models.adapter import base_note, check_peft, describe_adapter, find_adapter
+from packhorse.models.adapter import base_note, check_base, check_peft, describe_adapter, find_adapter
 from packhorse.models.describe import describe
 from packhorse.models.find import Found, file_hashes, find_model
 from packhorse.models.hub_files import Wanted
@@ -53,6 +53,8 @@ class Material:
         check_folder(self._found.folder)
         adapter = describe_adapter(self._adapter) if self._adapter else None
         self.description: ModelDescription = describe(self._found, settings, adapter)
+        if self._adapter is not None:
+            check_base(self._adapter.name, self.description.folder, settings.backend)
         self.rows = NO_ROWS  # up to 512, spread over the lengths
         self.lengths: Int64s = np.empty(0, np.int64)  # of all that were seen
         self.longest: int | None = None  # tokens, where no row is longer

@@ -72,6 +72,18 @@ def check_peft(name: str, backend: str) -> None:
         raise UsageError(f"--adapter {name}: needs the package peft; pip install 'packhorse[peft]'")
 
 
+def check_base(name: str, folder: Path, backend: str) -> None:
+    """Raises UsageError for a folder that has graphs and no weights to merge into; null loads none."""
+    if backend == "null" or any(folder.glob("*.safetensors")):
+        return
+    graphs = [p.name for pattern in ("**/*.onnx", "**/openvino_model.xml") for p in sorted(folder.glob(pattern))]
+    if graphs:
+        raise UsageError(
+            f"--adapter {name}: is merged into weights, and {folder} has {graphs[0]} and no safetensors; give the "
+            "model that this was exported from"
+        )
+
+
 def describe_adapter(found: Found) -> Adapter:
     """Raises ModelError where its config or the header of its weights cannot be read."""
     path = found.folder / ADAPTER_CONFIG

@@ -10,12 +10,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
 from packhorse.errors import UsageError
-from packhorse.files import all_below, full, is_file, is_folder, lies_in, matching, name_of
+from packhorse.files import all_below, full, is_file, is_folder, is_remote, lies_in, matching, name_of
 from packhorse.readers.appended import AppendedReader
 from packhorse.readers.dataset import PREFIX as DATASET
 from packhorse.readers.dataset import open_dataset
@@ -71,7 +71,7 @@ def open_input(
 
 def check_no_options(options: ReaderOptions, seen: str = "the input is in memory") -> None:
     """Raises UsageError where rows that come from no file, as `seen` says, come with settings for reading files."""
-    given = [*options.given(), *(["input_format"] if options.input_format != "auto" else [])]
+    given = [*map(FLAGS.get, options.given()), *(["--input-format"] if options.input_format != "auto" else [])]
     if given:
         raise UsageError(f"{given[0]} is for files, and {seen}: drop it")
 
@@ -153,6 +153,8 @@ def _found(address: str, apart_from: Sequence[Any]) -> list[str]:
 def _nothing(address: str, formats: Formats) -> list[str]:
     legal = ", ".join(e for m in formats.values() for e in m.EXTENSIONS)
     what = f"no file with {legal} in it" if is_folder(address) else "there is no such file, folder or match"
+    if not is_remote(address) and Path(address).exists() and not is_folder(address):
+        what = "is no file but a pipe or a device, which cannot be read twice; redirect it: packhorse run ... - < it"
     raise UsageError(f"input {address}: {what}")
 
 

@@ -98,6 +98,8 @@ def text_bytes(table: pa.Table, text_columns: Sequence[str]) -> Int64s:
 
 def guess_text_column(schema: pa.Schema, asked: str | None, pair: str | None) -> str:
     """The column asked for, or the only one that can be meant. Raises UsageError listing the columns."""
+    if not schema.names:
+        raise UsageError("the input is empty: it has no rows and not even columns, so there is nothing to run")
     for role, name in (("--text-column", asked), ("--pair-column", pair)):
         if name is not None:
             _check_text(schema, role, name)

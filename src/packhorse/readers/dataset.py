@@ -199,13 +199,15 @@ def _explained(datasets: ModuleType, address: str) -> Iterator[None]:
         raise InputError(
             f"input {address}: the hub cannot be reached, and the cache does not have it: {_brief(error)}"
         ) from error
-    except (broken, OSError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (broken, OSError, ValueError, RuntimeError, NotImplementedError, LookupError) as error:
         raise InputError(f"input {address}: cannot be read: {_brief(error)}") from error
 
 
 def _brief(error: Exception) -> str:
     """Its first line, and that of what caused it: the package's own often says no more than that there was an error."""
     lines = [str(e).strip().splitlines()[0] for e in (error, error.__cause__) if e is not None and str(e).strip()]
+    if isinstance(error, LookupError):  # an IndexError where save_to_disk wrote no file, for a dataset without rows
+        lines = [f"the package datasets fails on it with {error!r}; does it hold any rows?"]
     return "; ".join(lines) or type(error).__name__
 
 

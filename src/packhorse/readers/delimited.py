@@ -193,11 +193,16 @@ class DelimitedReader(LineReader):
         return None
 
     def _numbered(self) -> list[str]:
-        """As many as the first record has fields that is none in error."""
-        for file in range(len(self.files)):
+        """As many as the first record has fields that is none in error. Raises InputError where all are."""
+        bad: str | None = None
+        for file, address in enumerate(self.files):
             for parsed in self._parsed(file, Position(file, 0)):
                 if width := next(filter(None, parsed.records.widths), 0):
                     return [f"column_{i}" for i in range(width)]
+                for error in parsed.records.errors.values():
+                    bad = bad or f"{address}: no record of the input is well formed; the first: {error.message}"
+        if bad:
+            raise InputError(bad)
         return []
 
     def _sample_is_all(self) -> bool:

@@ -63,7 +63,8 @@ def open_source(address: str) -> Source:
 
 def _standard_input() -> BinaryIO:
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("input -: standard input is a terminal; pipe rows into it: cat rows.jsonl | packhorse run ...")
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise UsageError(f"input -: standard input is {what}; pipe rows into it: cat rows.jsonl | packhorse run ...")
     return sys.stdin.buffer
 
 
@@ -169,15 +170,15 @@ class _Bz2Members:
         """At least a byte before the end. Raises EOFError and OSError."""
         data = b""
         while not data:
-            stored = self._member.unused_data if self._member.eof else b""
-            if not stored and self._member.needs_input | self._member.eof:
-                stored = self._raw.read(READ_BYTES)
-                if not stored and self._member.eof:
-                    return b""
-                if not stored:
-                    raise EOFError("it ends within a member")
             if self._member.eof:
+                stored = self._member.unused_data or self._raw.read(READ_BYTES)
+                if not stored:
+                    return b""
                 self._member = bz2.BZ2Decompressor()
+            else:
+                stored = self._raw.read(READ_BYTES) if self._member.needs_input else b""
+                if not stored and self._member.needs_input:
+                    raise EOFError("it ends within a member")
             data = self._member.decompress(stored, size)
         return data
 

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from packhorse.remote import is_remote
+from packhorse.errors import UsageError
+from packhorse.remote import PACKAGES, is_remote
 from packhorse.stores.local import LocalStore
 
 
@@ -50,8 +51,12 @@ class Store(Protocol):
 
 
 def open_store(output: str) -> Store:
-    """The store that an output's address names. Raises UsageError where its package is not installed."""
+    """The store that an output's address names. Raises UsageError where its package is not installed, and for an
+    address that lost a slash: the job would go to a folder of that name."""
     if not is_remote(output):
+        protocol, colon, rest = output.partition(":/")
+        if colon and protocol in PACKAGES:
+            raise UsageError(f"-o {output}: write {protocol}://{rest}, as a string: a pathlib.Path drops a slash")
         return LocalStore()
     from packhorse.stores.objects import ObjectStore
 

@@ -20,7 +20,6 @@ from packhorse.errors import LockedError, OutputError
 from packhorse.remote import GOES_ON, explained, network_errors
 from packhorse.stores.puts import Puts, Version
 
-
 STARTED = 19  # field 22 of /proc/PID/stat, counted behind the name: proc_pid_stat(5), starttime, in clock ticks
 
 
