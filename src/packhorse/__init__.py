@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from packhorse.explanation import Explanation
     from packhorse.exporting import Exported, export
     from packhorse.metrics import RunReport
+    from packhorse.outputs.verification import Verification
     from packhorse.packing.unpad import restore, unpad
-    from packhorse.verification import Verification
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,7 @@ from packhorse.executors.local import Stop
 from packhorse.explaining import explain
 from packhorse.explanation import Explanation
 from packhorse.metrics import RunReport
-from packhorse.verification import Verification, verify_output
+from packhorse.outputs.verification import Verification, verify_output
 
 if TYPE_CHECKING:
     from packhorse.comparison.compare import Comparison

@@ -13,13 +13,13 @@ from packhorse.config import EngineConfig, RunConfig, validated
 from packhorse.data import Float32s, RowError
 from packhorse.errors import UsageError
 from packhorse.executors.local import Stop
-from packhorse.job import Job
+from packhorse.jobs.job import Job
+from packhorse.jobs.mirroring import check_can_mirror, with_format
 from packhorse.loading import Loader
 from packhorse.loading.choosing import Texts, choose
-from packhorse.manifest import RunFolder
 from packhorse.metrics import RunReport
-from packhorse.mirrored import MirroredFolder
-from packhorse.mirroring import check_can_mirror, with_format
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.mirrored import MirroredFolder
 from packhorse.plans import Plan
 from packhorse.readers import check_no_options, open_input
 from packhorse.readers.columns import column_texts, guess_text_column, has_lone_surrogate

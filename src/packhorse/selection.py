@@ -11,7 +11,7 @@ from packhorse.config import RunConfig
 from packhorse.data import RESCUED
 from packhorse.errors import UsageError
 from packhorse.files import is_folder, lies_in
-from packhorse.manifest import RunFolder
+from packhorse.outputs.manifest import RunFolder
 from packhorse.readers.columns import guess_text_column
 from packhorse.shard import output_fields
 from packhorse.stages import Reader, Task

@@ -14,10 +14,10 @@ from packhorse.batching import planner
 from packhorse.config import EngineConfig, RunConfig
 from packhorse.data import Batch, Chunk, Position
 from packhorse.executors.local import Stop
-from packhorse.job import Job
+from packhorse.jobs.job import Job
 from packhorse.loading import Loader
-from packhorse.manifest import RunFolder
 from packhorse.metrics import RunReport
+from packhorse.outputs.manifest import RunFolder
 from packhorse.readers.cut import ShardRows, cut_shards
 from packhorse.readers.table import TableReader
 from packhorse.report.reporter import Reporter

@@ -15,7 +15,7 @@ import pytest
 
 import packhorse
 from packhorse.errors import ChangedError, UsageError
-from packhorse.records import unsealed
+from packhorse.outputs.records import unsealed
 from tests.null.reference import predicted, predictions, some_texts
 from tests.null.runs import parts, rows_of, run, run_until_stopped
 

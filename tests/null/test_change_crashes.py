@@ -13,16 +13,16 @@ import pytest
 
 import packhorse
 from packhorse.config import RunConfig
-from packhorse.disk import Disk
 from packhorse.executors.local import Stop
-from packhorse.job import Job
+from packhorse.jobs.job import Job
 from packhorse.loading import Loader
-from packhorse.manifest import RunFolder
-from packhorse.mirrored import MirroredFolder
+from packhorse.outputs.disk import Disk
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.mirrored import MirroredFolder
+from packhorse.outputs.stores.local import LocalStore
 from packhorse.readers import open_input
 from packhorse.readers.options import ReaderOptions
 from packhorse.report.reporter import Reporter
-from packhorse.stores.local import LocalStore
 from packhorse.writers import make_writer
 from tests.null.reference import Prediction, predicted, predictions, some_texts
 from tests.null.runs import rows_of

@@ -15,11 +15,11 @@ import packhorse
 from packhorse.config import RunConfig
 from packhorse.errors import UsageError
 from packhorse.executors.local import Stop
-from packhorse.job import Job
+from packhorse.jobs.job import Job
 from packhorse.loading import Loader
 from packhorse.loading.material import Material
-from packhorse.manifest import RunFolder
 from packhorse.metrics import RunReport
+from packhorse.outputs.manifest import RunFolder
 from packhorse.readers.table import TableReader
 from packhorse.report.reporter import Reporter
 from packhorse.tokenize.checked import MIN_ROWS, CheckedEncoder

@@ -12,11 +12,11 @@ import pytest
 
 import packhorse
 from packhorse.data import Position, Shard
-from packhorse.disk import Disk
 from packhorse.errors import ChangedError, DamagedError, RefusedError
-from packhorse.manifest import RunFolder
-from packhorse.records import Commit, check_unchanged, sealed, unsealed
-from packhorse.stores.local import LocalStore
+from packhorse.outputs.disk import Disk
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.records import Commit, check_unchanged, sealed, unsealed
+from packhorse.outputs.stores.local import LocalStore
 from packhorse.writers import make_writer
 from tests.null.runs import parts, rows_of, run
 

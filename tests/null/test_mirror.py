@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import packhorse
-from packhorse.disk import Disk
 from packhorse.errors import ChangedError, DamagedError, RefusedError, UsageError
-from packhorse.mirrored import MirroredFolder
-from packhorse.mirroring import Mirror
-from packhorse.records import Commit, MirroredFile, unsealed
-from packhorse.stores.local import LocalStore
+from packhorse.jobs.mirroring import Mirror
+from packhorse.outputs.disk import Disk
+from packhorse.outputs.mirrored import MirroredFolder
+from packhorse.outputs.records import Commit, MirroredFile, unsealed
+from packhorse.outputs.stores.local import LocalStore
 from packhorse.writers import make_writer
 from tests.null.reference import predicted, predictions, some_texts
 from tests.null.runs import rows_of, run, run_until_stopped, strict_lines
@@ -282,6 +282,21 @@ def test_overwriting_the_other_kind_of_output(null_model: Path, tmp_path: Path) 
     assert all(name.startswith("part-") for name in outputs(output))
     run(null_model, rows, output, **JOB, overwrite=True)
     assert list(outputs(output)) == sorted(f"{name}.parquet" for name in NUM_ROWS)
+    assert packhorse.verify(output).is_finished
+
+
+def test_overwriting_goes_past_a_broken_record_and_spares_the_file_that_it_named(
+    null_model: Path, tmp_path: Path
+) -> None:
+    rows, output = saved(tmp_path, save_parquet, ".parquet"), tmp_path / "out"
+    run(null_model, rows, output, **JOB)
+    min((output / "_packhorse/files").glob("*.json")).write_bytes(b"{")
+    with pytest.raises(RefusedError, match=r"parquet exists, and no run wrote it") as refused:
+        run(null_model, rows, output, **JOB, overwrite=True)
+    spared = [name for name in outputs(output) if f"{output / name} exists" in str(refused.value)]
+    assert len(spared) == 1
+    (output / spared[0]).unlink()
+    run(null_model, rows, output, **JOB, overwrite=True)
     assert packhorse.verify(output).is_finished
 
 

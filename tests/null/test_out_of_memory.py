@@ -12,8 +12,8 @@ import pytest
 from packhorse.data import Batch
 from packhorse.errors import DeviceOutOfMemoryError
 from packhorse.executors.local import Stop, run_shards
-from packhorse.manifest import RunFolder
 from packhorse.metrics import LiveCounters
+from packhorse.outputs.manifest import RunFolder
 from packhorse.shard import Budget, Budgets, Forwarded, forward, predict, prepare
 from tests.null.reference import Prediction, predicted, predictions, some_texts
 from tests.null.runs import parts, rows_of, run

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from packhorse.errors import LockedError, PackhorseError, RefusedError, UsageError
-from packhorse.manifest import RunFolder
+from packhorse.outputs.manifest import RunFolder
 from tests.null.reference import predicted, predictions
 from tests.null.runs import rows_of, run
 

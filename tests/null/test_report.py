@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from packhorse.errors import DamagedError, UsageError
-from packhorse.records import sealed, unsealed
+from packhorse.outputs.records import sealed, unsealed
 from tests.models import word_piece_tokenizer
 from tests.null.reference import MAX_LENGTH, some_texts
 from tests.null.report_page import check_figures

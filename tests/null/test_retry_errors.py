@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import packhorse
-from packhorse.disk import Disk
 from packhorse.errors import ChangedError, DamagedError, RowFailedError, UsageError
-from packhorse.manifest import RunFolder
-from packhorse.records import Commit, ranges, rows_of_ranges, sealed, unsealed
-from packhorse.retries import Retries
-from packhorse.stores.local import LocalStore
+from packhorse.outputs.disk import Disk
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.records import Commit, ranges, rows_of_ranges, sealed, unsealed
+from packhorse.outputs.retries import Retries
+from packhorse.outputs.stores.local import LocalStore
 from packhorse.writers import make_writer
 from tests.null.reference import Prediction, predicted, predictions, some_texts
 from tests.null.runs import parts, rows_of, run, run_until_stopped

@@ -10,7 +10,7 @@ import pytest
 
 import packhorse
 from packhorse.errors import DamagedError, UsageError
-from packhorse.records import sealed, unsealed
+from packhorse.outputs.records import sealed, unsealed
 from tests.null.reference import some_texts
 from tests.null.runs import parts, run, run_until_stopped
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import packhorse
-from packhorse.disk import Disk
 from packhorse.errors import ChangedError, DamagedError, OutputError, PackhorseError, RefusedError, UsageError
+from packhorse.outputs.disk import Disk
 from tests.contracts.csv_rows import texts_of_csv
 from tests.null.reference import checksum, some_texts
 from tests.null.runs import run, run_until_stopped, strict_lines

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from packhorse.errors import LockedError, OutputError
+from packhorse.outputs.stores.lease import Lease, Timing
+from packhorse.outputs.stores.puts import Puts, conditional_puts
 from packhorse.remote import filesystem
-from packhorse.stores.lease import Lease, Timing
-from packhorse.stores.puts import Puts, conditional_puts
 from tests.remote.server import LocalS3, RefusedRequestError
 
 QUICK = Timing(renew_s=0.1, expire_s=1.0, look_s=0.05, settle_s=0.3)
@@ -217,3 +217,16 @@ def test_a_store_that_cannot_be_asked_in_time_is_an_error_with_what_to_do(bucket
         held.check()
     server.look_freely()
     held.release()
+
+
+def test_watching_a_lock_ends_when_the_run_is_stopped(path: str) -> None:
+    class StopError(Exception):
+        pass
+
+    def stopped(seconds: float) -> None:
+        raise StopError
+
+    overwrite(path, ELSEWHERE)
+    with pytest.raises(StopError):
+        Lease(puts_for(path), path, Timing(expire_s=600), lambda line: None, stopped)
+    assert holder(path) == ELSEWHERE

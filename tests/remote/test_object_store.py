@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 
 import packhorse
-from packhorse.disk import Disk
 from packhorse.errors import LockedError, OutputError, UsageError
-from packhorse.manifest import RunFolder
+from packhorse.outputs.disk import Disk
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.stores.lease import Timing
+from packhorse.outputs.stores.objects import ObjectStore
 from packhorse.remote import filesystem
-from packhorse.stores.lease import Timing
-from packhorse.stores.objects import ObjectStore
 from packhorse.writers import make_writer
 from tests.null.test_manifest import SHARDS
 
@@ -211,3 +211,9 @@ def test_an_address_that_lost_a_slash_is_no_folder(tmp_path: Path, monkeypatch: 
     with pytest.raises(UsageError, match="write s3://bucket/out, as a string"):
         packhorse.run("no-model", pa.table({"text": ["a"]}), Path("s3://bucket/out"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["https://host/out/", "hf://datasets/org/name/out/", "sftp://host/out/"])
+def test_an_output_goes_only_where_objects_appear_as_a_whole(address: str) -> None:
+    with pytest.raises(UsageError, match=r"can only be read; write to a folder here, or to s3://"):
+        ObjectStore(address)

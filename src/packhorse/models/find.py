@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from packhorse.disk import sha256_of
 from packhorse.errors import ChangedError, UsageError
 from packhorse.models.hub import Repository, download, fetch_command, listing
 from packhorse.models.hub_files import Source, Wanted, select
+from packhorse.outputs.disk import sha256_of
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 ADAPTER_CONFIG = "adapter_config.json"

@@ -11,9 +11,9 @@ from typing import Any
 from packhorse.config import RunConfig
 from packhorse.errors import ChangedError, UsageError
 from packhorse.files import is_file, is_folder
+from packhorse.outputs.records import differences
 from packhorse.readers.appended import AppendedReader
 from packhorse.readers.columns import guess_text_column
-from packhorse.records import differences
 from packhorse.selection import keeps_lines
 from packhorse.stages import Reader
 

@@ -9,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from packhorse.accounting import check_no_error
 from packhorse.config import RunConfig
 from packhorse.data import Int64s, RowError
 from packhorse.errors import ChangedError, DeviceOutOfMemoryError, InterruptedRunError, UsageError
 from packhorse.executors.local import Stop
-from packhorse.manifest import RunFolder
+from packhorse.jobs.accounting import check_no_error
 from packhorse.metrics import Counters, LiveCounters
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.records import Commit
+from packhorse.outputs.retries import Retries
 from packhorse.readers.cut import ShardRows
-from packhorse.records import Commit
 from packhorse.report.recorder import Recorder
-from packhorse.retries import Retries
 from packhorse.selection import Columns
 from packhorse.shard import Budget, Budgets, Forwarded, OnBatch, Stages, finish, forward, prepare
 from packhorse.stages import Reader, Writer

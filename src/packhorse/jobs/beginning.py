@@ -7,19 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 from packhorse.config import RunConfig
-from packhorse.continuing import Reopen, check_can_grow, continued
 from packhorse.errors import ChangedError, DamagedError, InterruptedRunError
 from packhorse.executors.local import Stop
+from packhorse.jobs.continuing import Reopen, check_can_grow, continued
+from packhorse.jobs.mirroring import output_names
 from packhorse.loading import Loader
 from packhorse.loading.choosing import Texts, choose
 from packhorse.loading.replaying import replayed
-from packhorse.manifest import RunFolder
-from packhorse.mirroring import output_names
 from packhorse.models.find import check_same_commit
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.records import check_unchanged
+from packhorse.outputs.retries import Retries
 from packhorse.plans import Plan
 from packhorse.readers.sample import take_sample
-from packhorse.records import check_unchanged
-from packhorse.retries import Retries
 from packhorse.selection import check_apart, choose_columns
 from packhorse.stages import Reader
 from packhorse.writers import make_writer

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from packhorse.config import RunConfig
 from packhorse.data import RowError, Shard
 from packhorse.errors import RowFailedError, TooManyErrorsError
-from packhorse.manifest import RunFolder
 from packhorse.metrics import Counters, RunReport
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.records import Commit
 from packhorse.plans import Plan
-from packhorse.records import Commit
 from packhorse.redaction import redacted
 from packhorse.shard import Forwarded
 

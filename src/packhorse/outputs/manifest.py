@@ -19,16 +19,17 @@ Where all of it lies, on a disk or in an object store, is the store's business.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from packhorse.bookkeeping import RECORDS, Bookkeeping
 from packhorse.data import Shard
-from packhorse.disk import sha256_of
 from packhorse.errors import DamagedError, RefusedError
-from packhorse.records import Commit, FileRecord, sealed, unsealed
-from packhorse.stores import Lock, Store, open_store
+from packhorse.outputs.bookkeeping import RECORDS, Bookkeeping
+from packhorse.outputs.disk import sha256_of
+from packhorse.outputs.records import Commit, FileRecord, sealed, unsealed
+from packhorse.outputs.stores import Lock, Store, open_store
 
 FORMAT = 1
 STATE = "_packhorse"
@@ -76,12 +77,12 @@ class RunFolder(Bookkeeping):
 
     # -- who may work in it
 
-    def lock(self, say: Callable[[str], None] = lambda line: None) -> None:
+    def lock(self, say: Callable[[str], None] = lambda line: None, pause: Callable[[float], None] = time.sleep) -> None:
         """Raises LockedError, naming the holder, while another process works here. A dead holder's lock is void.
 
-        say: is told where it takes long to see whether the holder is dead.
+        say: is told where it takes long to see whether the holder is dead. pause: waits meanwhile, and may raise.
         """
-        self._lock = self.store.lock(f"{self.state}/lock", say)
+        self._lock = self.store.lock(f"{self.state}/lock", say, pause)
 
     def unlock(self) -> None:
         if self._lock is not None:
@@ -126,7 +127,7 @@ class RunFolder(Bookkeeping):
     def clear(self) -> None:
         """Deletes parts, bookkeeping and a one-file output; touches nothing else."""
         self._check_lock()
-        mirrored = self.mirrored_files().values() if self.file is None else ()
+        mirrored = self.intact_mirrored_files() if self.file is None else ()
         self.store.delete([self._manifest_path])  # first: what is left is then no finished run
         for folder in (self.root, f"{self.state}/parts"):
             self.store.delete([f"{folder}/{name}" for name in self.store.names(folder) if PART.fullmatch(name)])

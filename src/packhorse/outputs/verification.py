@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packhorse.errors import DamagedError, UsageError
-from packhorse.manifest import STATE, RunFolder
-from packhorse.mirrored import MirroredFolder
-from packhorse.records import Commit
-from packhorse.retries import Retries
-from packhorse.stores import Store, open_store
+from packhorse.outputs.manifest import STATE, RunFolder
+from packhorse.outputs.mirrored import MirroredFolder
+from packhorse.outputs.records import Commit
+from packhorse.outputs.retries import Retries
+from packhorse.outputs.stores import Store, open_store
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from packhorse.accounting import check_error_rate, check_no_error, estimated_rows, first_error, new_report
-from packhorse.beginning import Beginning
 from packhorse.config import RunConfig
-from packhorse.continuing import Reopen, check_can_retry
 from packhorse.data import Position, Shard
 from packhorse.devices.host import rss_peak_bytes
 from packhorse.errors import InterruptedRunError
 from packhorse.executors.local import Outcome, Stop, run_shards
+from packhorse.jobs.accounting import check_error_rate, check_no_error, estimated_rows, first_error, new_report
+from packhorse.jobs.beginning import Beginning
+from packhorse.jobs.continuing import Reopen, check_can_retry
+from packhorse.jobs.mirroring import Mirror, cut_files
+from packhorse.jobs.retrying import Retry
 from packhorse.loading import Loader
-from packhorse.manifest import RunFolder
 from packhorse.metrics import LiveCounters, RunReport, activation_bytes
-from packhorse.mirrored import MirroredFolder
-from packhorse.mirroring import Mirror, cut_files
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.mirrored import MirroredFolder
 from packhorse.plans import Plan
 from packhorse.readers.columns import column_texts
 from packhorse.readers.cut import ShardRows, cut_shards
@@ -29,7 +30,6 @@ from packhorse.remote import notes_on
 from packhorse.report.html import render
 from packhorse.report.recorder import Recorder
 from packhorse.report.reporter import Reporter
-from packhorse.retrying import Retry
 from packhorse.selection import read_schema
 from packhorse.shard import Budget, Budgets, Forwarded, Stages, predict
 from packhorse.stages import Reader, Writer
@@ -61,16 +61,21 @@ class Job:
     def run(self) -> RunReport:
         """Raises a PackhorseError of the fitting class; the run folder can be continued after any of them."""
         self._folder.check_is_ours(self._config.overwrite)
-        self._folder.lock(self._reporter.note)
-        for note in dict.fromkeys([*notes_on(self._config.input), *self._folder.notes]):
-            self._reporter.note(note)
+        self._folder.lock(self._reporter.note, self._pause)
         given = self._begun.loader
         try:
+            for note in dict.fromkeys([*notes_on(self._config.input), *self._folder.notes]):
+                self._reporter.note(note)
             return self._run_locked()
         finally:
             self._folder.unlock()
             if self._begun.loader is not given:  # another backend, for this job alone
                 self._begun.loader.drop(self._begun.loader.loaded)
+
+    def _pause(self, seconds: float) -> None:
+        """Raises InterruptedRunError where the run is stopped meanwhile."""
+        if self._stop.event.wait(seconds):
+            raise InterruptedRunError(self._stop.signum, 0)
 
     def _run_locked(self) -> RunReport:
         if self._config.overwrite or not self._folder.exists:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from packhorse.errors import UsageError
+from packhorse.outputs.stores.local import LocalStore
 from packhorse.remote import PACKAGES, is_remote
-from packhorse.stores.local import LocalStore
 
 
 class Lock(Protocol):
@@ -44,7 +44,7 @@ class Store(Protocol):
     def check_room(self, path: str, num_bytes: int) -> None:
         """Raises OutputError where no file of so many bytes can be put together at temporary(path)."""
 
-    def lock(self, path: str, say: Callable[[str], None]) -> Lock:
+    def lock(self, path: str, say: Callable[[str], None], pause: Callable[[float], None]) -> Lock:
         """Raises LockedError that names the holder; say: is told why it takes long."""
 
     def close(self) -> None: ...  # temporary files go; the store can be used on
@@ -58,6 +58,6 @@ def open_store(output: str) -> Store:
         if colon and protocol in PACKAGES:
             raise UsageError(f"-o {output}: write {protocol}://{rest}, as a string: a pathlib.Path drops a slash")
         return LocalStore()
-    from packhorse.stores.objects import ObjectStore
+    from packhorse.outputs.stores.objects import ObjectStore
 
     return ObjectStore(output)

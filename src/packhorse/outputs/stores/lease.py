@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import LockedError, OutputError
+from packhorse.outputs.stores.puts import Puts, Version
 from packhorse.remote import GOES_ON, explained, network_errors
-from packhorse.stores.puts import Puts, Version
 
 STARTED = 19  # field 22 of /proc/PID/stat, counted behind the name: proc_pid_stat(5), starttime, in clock ticks
 
@@ -37,11 +37,20 @@ class Timing:
 class Lease:
     """A Lock. Of two that want it at once one gets it: the store decides where it can (Puts.is_atomic)."""
 
-    def __init__(self, puts: Puts, path: str, timing: Timing, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        puts: Puts,
+        path: str,
+        timing: Timing,
+        say: Callable[[str], None],
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         """Takes it. Raises LockedError that names the holder, and what the file system raises.
 
-        say: is told that a lock is watched to see whether its holder is alive.
+        say: is told that a lock is watched to see whether its holder is alive. pause: waits so many seconds between two
+        looks at it; what it raises ends the watching.
         """
+        self._pause = pause
         self._puts, self._path, self._timing = puts, path, timing
         self._holder: dict[str, Any] = _this_process()
         self._lost_to: str | None = None
@@ -111,7 +120,7 @@ class Lease:
         """The lock, not renewed for as long as it takes to expire; None where it is gone. Raises LockedError."""
         begin_s = _clock_s()
         while _clock_s() - begin_s < self._timing.expire_s:
-            time.sleep(self._timing.look_s)
+            self._pause(self._timing.look_s)
             now = self._puts.read(self._path)
             if now is None:
                 return None

@@ -12,13 +12,13 @@ from packhorse.config import RunConfig
 from packhorse.data import Chunk, Position
 from packhorse.errors import UsageError
 from packhorse.files import full, is_file, is_folder
-from packhorse.manifest import STATE
-from packhorse.mirrored import MirroredFolder
+from packhorse.outputs.manifest import STATE
+from packhorse.outputs.mirrored import MirroredFolder
+from packhorse.outputs.records import Commit
 from packhorse.readers import extensions
 from packhorse.readers.cut import ShardRows, cut_shards
 from packhorse.readers.dataset import PREFIX as DATASET
 from packhorse.readers.sources import STANDARD_INPUT, without_compression
-from packhorse.records import Commit
 from packhorse.stages import Writer
 
 OUTPUT_OF = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "tsv": "csv"}  # by the input's; else jsonl

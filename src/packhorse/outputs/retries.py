@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from packhorse.data import Shard
-from packhorse.disk import sha256_of
 from packhorse.errors import DamagedError
-from packhorse.manifest import RunFolder
-from packhorse.records import Commit, FileRecord, commit_of
+from packhorse.outputs.disk import sha256_of
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.records import Commit, FileRecord, commit_of
 
 Merge = Callable[[list[str], list[str]], None]  # the files of a part, and where those of the new one are written
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any
 
 from packhorse.errors import DamagedError
-from packhorse.records import Commit, MirroredFile, commit_of, mirrored_file_of
-from packhorse.stores import Store
+from packhorse.outputs.records import Commit, MirroredFile, commit_of, mirrored_file_of
+from packhorse.outputs.stores import Store
 
 RECORD = re.compile(r"\d{6,}\.json")
 RECORDS = ("shards", "retry", "files")  # in the order in which they are deleted
@@ -34,6 +35,14 @@ class Bookkeeping:
             if commit.shard.index != len(found):
                 break
             found.append(commit)
+        return found
+
+    def intact_mirrored_files(self) -> list[MirroredFile]:
+        """Those of --mirror's outputs whose records can be read."""
+        found = []
+        for path in self.record_paths("files"):
+            with suppress(DamagedError):
+                found.append(mirrored_file_of(path, self.store.read(path)))
         return found
 
     def mirrored_files(self) -> dict[int, MirroredFile]:

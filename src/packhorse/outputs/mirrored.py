@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from packhorse.errors import DamagedError, RefusedError
-from packhorse.manifest import PART, STATE, Assemble, RunFolder, Write
-from packhorse.records import Commit, FileRecord, MirroredFile
+from packhorse.outputs.manifest import PART, STATE, Assemble, RunFolder, Write
+from packhorse.outputs.records import Commit, FileRecord, MirroredFile
 
 
 class MirroredFolder(RunFolder):

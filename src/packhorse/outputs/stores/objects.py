@@ -11,14 +11,16 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from packhorse.disk import Disk
 from packhorse.errors import OutputError, UsageError
 from packhorse.files import open_file
-from packhorse.remote import GOES_ON, WEB, canonical, explained, filesystem, network_errors, notes_on, protocol_of
-from packhorse.stores.lease import Lease, Timing
-from packhorse.stores.puts import S3Puts, conditional_puts
+from packhorse.outputs.disk import Disk
+from packhorse.outputs.stores.lease import Lease, Timing
+from packhorse.outputs.stores.puts import S3Puts, conditional_puts
+from packhorse.remote import GOES_ON, canonical, explained, filesystem, network_errors, notes_on, protocol_of
 
 T = TypeVar("T")
+# Where an object appears as a whole or not at all. Not so with sftp, smb or webhdfs, and each put to hf is a commit.
+WHOLE_PUTS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory")
 REQUESTS = 16  # at once
 PIECES = 2  # of 50 MiB, of a large part at once; s3fs holds ten, and a put of 640 MiB took 1 GiB of memory
 
@@ -33,8 +35,11 @@ class ObjectStore:
 
         Raises UsageError where the protocol cannot be written to or its package is missing.
         """
-        if protocol_of(output) in WEB:
-            raise UsageError(f"-o {output}: {protocol_of(output)}:// can only be read; write to a folder or a bucket")
+        if protocol_of(output) not in WHOLE_PUTS:
+            legal = ", ".join(f"{protocol}://" for protocol in WHOLE_PUTS)
+            raise UsageError(
+                f"-o {output}: {protocol_of(output)}:// can only be read; write to a folder here, or to {legal}"
+            )
         self._fs: Any = fs or filesystem(output)[0]
         self._timing, self._disk = timing or Timing(), disk or Disk()
         self._puts = conditional_puts(self._fs)
@@ -138,9 +143,9 @@ class ObjectStore:
         """The parts, downloaded, and the file that they make lie on the disk together."""
         self._disk.check_room(self.temporary(path).parent, 2 * num_bytes)
 
-    def lock(self, path: str, say: Callable[[str], None]) -> Lease:
+    def lock(self, path: str, say: Callable[[str], None], pause: Callable[[float], None]) -> Lease:
         with explained(path, "cannot be written", UsageError):
-            return Lease(self._puts, path, self._timing, say)
+            return Lease(self._puts, path, self._timing, say, pause)
 
     def close(self) -> None:
         if self._folder is not None:

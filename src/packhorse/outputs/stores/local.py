@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from packhorse.disk import Disk, sha256_of
 from packhorse.errors import LockedError, UsageError
+from packhorse.outputs.disk import Disk, sha256_of
 
 
 class LocalStore:
@@ -77,7 +77,7 @@ class LocalStore:
     def check_room(self, path: str, num_bytes: int) -> None:
         self._disk.check_room(Path(path).parent, num_bytes)
 
-    def lock(self, path: str, say: Callable[[str], None]) -> FileLock:
+    def lock(self, path: str, say: Callable[[str], None], pause: Callable[[float], None]) -> FileLock:
         return FileLock(Path(path))
 
     def close(self) -> None: ...
