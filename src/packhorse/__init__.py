@@ -47,7 +47,7 @@ _HOMES = {
     "Engine": "engine",
     "RunReport": "metrics",
     "PackhorseError": "errors",
-    "Verification": "verification",
+    "Verification": "outputs.verification",
 }
 
 __all__ = [

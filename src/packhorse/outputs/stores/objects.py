@@ -16,7 +16,7 @@ from packhorse.files import open_file
 from packhorse.outputs.disk import Disk
 from packhorse.outputs.stores.lease import Lease, Timing
 from packhorse.outputs.stores.puts import S3Puts, conditional_puts
-from packhorse.remote import GOES_ON, canonical, explained, filesystem, network_errors, notes_on, protocol_of
+from packhorse.remote import GOES_ON, PACKAGES, canonical, explained, filesystem, network_errors, notes_on, protocol_of
 
 T = TypeVar("T")
 # Where an object appears as a whole or not at all. Not so with sftp, smb or webhdfs, and each put to hf is a commit.
@@ -35,7 +35,7 @@ class ObjectStore:
 
         Raises UsageError where the protocol cannot be written to or its package is missing.
         """
-        if protocol_of(output) not in WHOLE_PUTS:
+        if protocol_of(output) in set(PACKAGES) - set(WHOLE_PUTS):
             legal = ", ".join(f"{protocol}://" for protocol in WHOLE_PUTS)
             raise UsageError(
                 f"-o {output}: {protocol_of(output)}:// can only be read; write to a folder here, or to {legal}"
