@@ -35,17 +35,18 @@ def choose_columns(config: RunConfig, task: Task, reader: Reader) -> Columns:
     if config.output_extension == ".npy" and task.name != "feature-extraction":
         raise UsageError(f"npy holds embeddings, and this model does {task.name}: write parquet, jsonl or csv")
     schema = reader.schema()
+    names = dict.fromkeys(schema.names)  # schema.names is made anew for each look
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
         raise UsageError(f"the input has {twice[0]!r} twice; rename one of the columns")
     text = guess_text_column(schema, config.text_column, config.pair_column)
-    unknown = [name for name in config.keep or () if name not in schema.names]
+    unknown = [name for name in config.keep or () if name not in names]
     if unknown:
-        raise UsageError(f"--keep {unknown[0]}: no such column; the input has {', '.join(schema.names)}")
+        raise UsageError(f"--keep {unknown[0]}: no such column; the input has {', '.join(names)}")
     if config.keep is not None and len(set(config.keep)) < len(config.keep):
         raise UsageError(f"--keep {','.join(config.keep)}: a column stands there twice")
-    keep = list(config.keep) if config.keep is not None else list(schema.names)
-    if reader.rescues and RESCUED in schema.names and RESCUED not in keep:
+    keep = list(config.keep) if config.keep is not None else list(names)
+    if reader.rescues and RESCUED in names and RESCUED not in keep:
         keep.append(RESCUED)  # values of the kept columns that do not fit them stand there
     added = [f.name for f in output_fields(task, 1, config.output_prefix)]
     taken = [name for name in added if name in keep]

@@ -138,16 +138,16 @@ class Material:
             for count in [len(self._texts)] * passes + [last] * (last > 0):
                 tokenizer.tokenize(self._texts[:count], self._pairs and self._pairs[:count])
 
-        with ThreadPoolExecutor(1, "tokenize") as pool:
-            done = pool.submit(tokenize)
-            try:
+        try:
+            with ThreadPoolExecutor(1, "tokenize") as pool:
+                done = pool.submit(tokenize)
                 yield
                 done.result()
-            finally:
-                if tokenizer.is_of(choice.encoder):
-                    self._choice = choice  # the job goes on with it
-                else:
-                    tokenizer.close()
+        finally:
+            if tokenizer.is_of(choice.encoder):
+                self._choice = choice  # the job goes on with it
+            else:
+                tokenizer.close()
 
     def parts(self) -> TokenizerParts:
         """Loaded once. Padding and truncation that a tokenizer.json may have baked in count for nothing."""

@@ -131,7 +131,7 @@ def _files(address: str, formats: Formats, apart_from: Sequence[Any], asked: str
         files = [file for file in files if not _is_note(formats[str(named[file])])] or files
     if asked != "auto":
         of_that_name = [file for file in found if named[file] == asked]
-        return (of_that_name if is_folder(address) and of_that_name else found) or _nothing(address, formats), asked
+        return (of_that_name if is_folder(address) and of_that_name else found) or _nothing(address), asked
     names = {str(named[file]) for file in files}
     if len(names) > 1:
         seen = sorted({PurePosixPath(without_compression(file)[0]).suffix for file in files})
@@ -139,7 +139,7 @@ def _files(address: str, formats: Formats, apart_from: Sequence[Any], asked: str
             f"{address}: files of different formats ({', '.join(seen)}); give a glob that takes one of them"
             + (", or --input-format" if is_folder(address) else "")
         )
-    return files or _nothing(address, formats), names.pop()
+    return files or _nothing(address), names.pop()
 
 
 def _found(address: str, apart_from: Sequence[Any]) -> list[str]:
@@ -150,16 +150,19 @@ def _found(address: str, apart_from: Sequence[Any]) -> list[str]:
     return sorted(f for f in found if not any(lies_in(f, str(place)) for place in apart_from))
 
 
-def _nothing(address: str, formats: Formats) -> list[str]:
-    legal = ", ".join(e for m in formats.values() for e in m.EXTENSIONS)
-    what = f"no file with {legal} in it" if is_folder(address) else "there is no such file, folder or match"
+def _nothing(address: str) -> list[str]:
+    what = (
+        f"no file with {', '.join(extensions())} in it"
+        if is_folder(address)
+        else "there is no such file, folder or match"
+    )
     if not is_remote(address) and Path(address).exists() and not is_folder(address):
         what = "is no file but a pipe or a device, which cannot be read twice; redirect it: packhorse run ... - < it"
     raise UsageError(f"input {address}: {what}")
 
 
 def _legal(formats: Formats) -> str:
-    named = ", ".join(e for m in formats.values() for e in m.EXTENSIONS)
+    named = ", ".join(extensions())
     lines = ", ".join(name for name, module in formats.items() if _reads_lines(module))
     return (
         f"legal are {named}, and {', '.join(CODECS)} after those of {lines}; "
