@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from packhorse.data import (
     Reduction,
     Tokenized,
 )
+from packhorse.generation import Generated, Prompts
 
 
 class Reader(Protocol):
@@ -69,6 +70,27 @@ class LoadedModel(Protocol):
     def forward(self, batch: Batch) -> Output: ...
     def computed_tokens(self, lengths: Int64s) -> int: ...  # of a batch of these rows, padding included
     def peak_bytes(self) -> int | None: ...  # of the device's memory; None where it is the host's
+    def close(self) -> None: ...
+
+
+OnStep = Callable[[int, int], None]  # rows that were finished, tokens computed since the last call; may raise
+
+
+class Generator(Protocol):
+    """A loaded model that writes. `generate` raises DeviceOutOfMemoryError where so many rows do not fit at once."""
+
+    cost: ModelCost  # of a forward over prompt and output; causal
+    weight_bytes: int
+    device: str
+    max_length: int | None  # tokens that prompt and output may have together; None: no limit known
+    max_new_tokens: int  # what was asked for, else what the model's generation_config.json says, else 256
+    is_sampled: bool  # whether outputs depend on Prompts.keys
+    attention: str
+    engine: str  # continuous | static | generate | paged | vllm | null
+    notes: tuple[str, ...]
+
+    def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated: ...
+    def peak_bytes(self) -> int | None: ...
     def close(self) -> None: ...
 
 
