@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -178,9 +178,9 @@ class DenseLayer:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """What a backend leaves of a forward, as data: class scores or one pooled vector a row, float32."""
+    """What a backend leaves of a forward, as data: class scores or one pooled vector a row, float32; or it writes."""
 
-    kind: Literal["classify", "pool"]
+    kind: Literal["classify", "pool", "generate"]
     width: int = 0  # columns of the result; 0 until the model is loaded, where its config does not tell
     activation: Literal["softmax", "sigmoid", "none"] = "none"
     pooling: tuple[str, ...] = ("mean",)
@@ -240,26 +240,6 @@ class ModelCost:
             for kind in value["attention"]
         )
         return cls(float(value["per_token"]), float(value["per_row"]), kinds)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadRequest:
-    """All that a backend is told when it loads a model."""
-
-    description: ModelDescription
-    reduction: Reduction
-    device: str
-    precision: str
-    workers: int  # forwards at the same time
-    threads: int  # inside an operator, each worker's
-    trial: Tokens  # a few short rows of different lengths, the first two equal
-    rows: Tokens  # up to 512 rows of this job, spread over their lengths; none where the job is not known yet
-    longest: int | None  # tokens of the job's longest row; None where not all rows are known
-    attention: str  # auto, or what --attention asks for
-    provider: str  # auto, or the execution provider that --provider asks for
-    onnx_file: str | None
-    compiled: bool  # by torch.compile
-    model_key: Callable[[], str]  # sha256 over every file of the model: what is built from it is cached under it
 
 
 class TokenizerParts(NamedTuple):

@@ -14,8 +14,9 @@ import pytest
 
 from packhorse.backends import openvino as backend
 from packhorse.config import EngineConfig
-from packhorse.data import Batch, LoadRequest, Tokens
+from packhorse.data import Batch, Tokens
 from packhorse.errors import HostileModelError, ModelError, UsageError
+from packhorse.load_request import LoadRequest
 from packhorse.loading import Loader
 from packhorse.loading.choosing import Texts, choose
 from tests.cpu import architectures, embedders, reference

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from packhorse.config import EngineConfig
-from packhorse.data import Batch, Float32s, Int64s, LoadRequest, ModelCost, ModelDescription, Reduction, TokenizerParts
+from packhorse.data import Batch, Float32s, Int64s, ModelCost, ModelDescription, Reduction, TokenizerParts
 from packhorse.errors import DeviceOutOfMemoryError, ModelError
+from packhorse.load_request import LoadRequest
 
 PRECISIONS = ("fp32",)
 NEEDS_WEIGHTS = False

@@ -13,9 +13,10 @@ from packhorse.backends import choose_backend, find_backend
 from packhorse.batching import planner
 from packhorse.batching.fixed import DEFAULT_BATCH_SIZE
 from packhorse.config import EngineConfig
-from packhorse.data import LoadRequest, ModelDescription
+from packhorse.data import ModelDescription
 from packhorse.devices.host import num_cores
 from packhorse.errors import ChangedError, UsageError
+from packhorse.load_request import LoadRequest
 from packhorse.loading.material import Material
 from packhorse.models.preflight import check_weights
 from packhorse.plans import Plan

@@ -9,10 +9,11 @@ from pathlib import Path
 from packhorse.backends.onnx.needs import need
 from packhorse.backends.onnx.providers import check_precision, choose_provider
 from packhorse.config import EngineConfig
-from packhorse.data import LoadRequest, ModelDescription, TokenizerParts
+from packhorse.data import ModelDescription, TokenizerParts
 from packhorse.devices import ceilings as measured
 from packhorse.devices.host import available_bytes
 from packhorse.errors import UsageError
+from packhorse.load_request import LoadRequest
 from packhorse.stages import LoadedModel
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

@@ -13,8 +13,9 @@ from packhorse.backends.onnx.cache import NAME, cache_folder, cached
 from packhorse.backends.onnx.files import GraphFacts, choose_file, read_graph
 from packhorse.backends.onnx.needs import need
 from packhorse.backends.onnx.providers import Provider
-from packhorse.data import LoadRequest, Reduction, reduction_json
+from packhorse.data import Reduction, reduction_json
 from packhorse.errors import UsageError
+from packhorse.load_request import LoadRequest
 
 CODE = 2  # counted up when the same model would be made another file, or labelled in another way
 

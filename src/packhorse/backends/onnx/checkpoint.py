@@ -17,9 +17,10 @@ from packhorse.backends.onnx.proof import proof_rows, prove
 from packhorse.backends.onnx.providers import Provider
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.weights import load_weights, max_positions
-from packhorse.data import Float32s, LoadRequest, Tokens, reduction_json
+from packhorse.data import Float32s, Tokens, reduction_json
 from packhorse.devices.gemm import DTYPES
 from packhorse.errors import BatchRefusedError, ModelError
+from packhorse.load_request import LoadRequest
 
 
 class Expected(NamedTuple):

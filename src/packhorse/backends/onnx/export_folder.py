@@ -10,8 +10,8 @@ from pathlib import Path
 from packhorse.backends.onnx.build import build
 from packhorse.backends.onnx.cache import NAME, forget
 from packhorse.backends.onnx.providers import Provider
-from packhorse.data import LoadRequest
 from packhorse.errors import ModelError
+from packhorse.load_request import LoadRequest
 
 # The small files that describe a model and its tokenizer.
 KEPT = ("*.json", "*.txt", "*.model", "*.jinja")

@@ -19,8 +19,9 @@ from packhorse.backends.onnx.needs import need
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import pad_id
-from packhorse.data import Float32s, LoadRequest, Tokens
+from packhorse.data import Float32s, Tokens
 from packhorse.errors import ModelError
+from packhorse.load_request import LoadRequest
 
 FUSED = "packhorse_onnx_fused"
 LARGEST_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB

@@ -14,8 +14,9 @@ from packhorse.backends.onnx.baked import OUTPUT, check_reduction
 from packhorse.backends.onnx.build import Built
 from packhorse.backends.onnx.feeds import feeds, input_types
 from packhorse.backends.onnx.providers import Provider, open_session
-from packhorse.data import Batch, Float32s, Int64s, LoadRequest, ModelCost, Reduction, Tokens
+from packhorse.data import Batch, Float32s, Int64s, ModelCost, Reduction, Tokens
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError, ModelError
+from packhorse.load_request import LoadRequest
 
 # Largest difference between a row alone and in a padded batch, as a share of the largest value. Activations of an int8
 # graph have one scale a batch, so their values depend on its other rows a little.

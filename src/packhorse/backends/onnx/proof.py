@@ -9,8 +9,9 @@ import numpy as np
 from packhorse.backends.onnx.baked import OUTPUT
 from packhorse.backends.onnx.feeds import feeds, input_types
 from packhorse.backends.onnx.providers import Provider, open_session
-from packhorse.data import Batch, Float32s, LoadRequest, Tokens, offsets_of
+from packhorse.data import Batch, Float32s, Tokens, offsets_of
 from packhorse.errors import ModelError
+from packhorse.load_request import LoadRequest
 from packhorse.packing.probe import TOLERANCE, error, probe_rows
 
 # One token, and as long as common models go: what a graph does with either shows only there.

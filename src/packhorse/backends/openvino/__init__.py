@@ -7,10 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packhorse.config import EngineConfig
-from packhorse.data import LoadRequest, ModelDescription, TokenizerParts
+from packhorse.data import ModelDescription, TokenizerParts
 from packhorse.devices import ceilings as measured
 from packhorse.devices.host import available_bytes, cpu_precisions
 from packhorse.errors import UsageError
+from packhorse.load_request import LoadRequest
 from packhorse.stages import LoadedModel
 
 PRECISIONS = ("fp32", "bf16", "int8")

@@ -18,9 +18,10 @@ from typing import Any
 from packhorse.backends.openvino.files import BIN, XML, Found
 from packhorse.backends.openvino.packages import import_openvino
 from packhorse.backends.openvino.record import Record, read_record
-from packhorse.data import LoadRequest, reduction_json
+from packhorse.data import reduction_json
 from packhorse.devices import host
 from packhorse.errors import ModelError
+from packhorse.load_request import LoadRequest
 
 KEPT = 8  # models; the one unused for longest goes first. BERT-base takes 440 MB, in int8 110 MB
 ABANDONED_S = 86_400  # an unfinished folder of that age has no process that works on it

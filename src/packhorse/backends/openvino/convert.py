@@ -19,8 +19,9 @@ from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import max_positions
-from packhorse.data import Batch, Float32s, LoadRequest, Tokens, reduction_json
+from packhorse.data import Batch, Float32s, Tokens, reduction_json
 from packhorse.errors import BatchRefusedError, ModelError
+from packhorse.load_request import LoadRequest
 from packhorse.packing.probe import TOLERANCE, error, probe_rows
 
 # transformers' own choice of attention first; eager is plain operators, which any tracer follows.

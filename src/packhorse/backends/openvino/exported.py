@@ -7,8 +7,8 @@ from pathlib import Path
 
 from packhorse.backends.openvino.cache import save
 from packhorse.backends.openvino.model import find_graph
-from packhorse.data import LoadRequest
 from packhorse.errors import ModelError
+from packhorse.load_request import LoadRequest
 
 # Configs, tokenizers and sentence-transformers' modules; never weights, which the graph holds.
 COPIED = (".json", ".jsonl", ".txt", ".model", ".spm", ".jinja")

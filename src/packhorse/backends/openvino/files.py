@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from packhorse.backends.openvino.graph_cost import graph_cost
 from packhorse.backends.openvino.packages import import_openvino
 from packhorse.backends.openvino.record import Record, check_reduction, read_record
-from packhorse.data import LoadRequest, ModelDescription
+from packhorse.data import ModelDescription
 from packhorse.errors import HostileModelError, ModelError
+from packhorse.load_request import LoadRequest
 
 XML, BIN = "openvino_model.xml", "openvino_model.bin"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

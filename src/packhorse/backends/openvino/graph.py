@@ -11,7 +11,7 @@ from torch import nn
 
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import load_weights, pad_id
-from packhorse.data import LoadRequest
+from packhorse.load_request import LoadRequest
 
 
 class Graph(nn.Module):

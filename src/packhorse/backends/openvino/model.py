@@ -12,8 +12,9 @@ from packhorse.backends.openvino.graph_cost import weight_bytes
 from packhorse.backends.openvino.packages import import_openvino
 from packhorse.backends.openvino.runner import PendingValues, Runner, Streams
 from packhorse.backends.openvino.streams import choose_streams
-from packhorse.data import Batch, Int64s, LoadRequest, Tokens
+from packhorse.data import Batch, Int64s, Tokens
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError, ModelError, UsageError
+from packhorse.load_request import LoadRequest
 
 # Largest difference between a row alone and in a padded batch, as a share of the largest value.
 PARITY = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.1}

@@ -12,8 +12,9 @@ from packhorse.backends.openvino.files import Found, input_names
 from packhorse.backends.openvino.packages import import_nncf, silenced
 from packhorse.backends.openvino.runner import model_inputs
 from packhorse.backends.torch import load_tokenizer
-from packhorse.data import Batch, LoadRequest, Tokens, offsets_of
+from packhorse.data import Batch, Tokens, offsets_of
 from packhorse.errors import ModelError
+from packhorse.load_request import LoadRequest
 
 MAX_ROWS = 128  # more hardly move the ranges; 128 rows of 50 tokens through BERT-base take 10 s on 2 cores
 MADE_UP_ROWS, MADE_UP_TOKENS = 48, 100

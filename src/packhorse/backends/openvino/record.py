@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packhorse.data import LoadRequest, ModelCost, reduction_json
+from packhorse.data import ModelCost, reduction_json
 from packhorse.errors import ModelError, UsageError
+from packhorse.load_request import LoadRequest
 
 NAME = "packhorse.json"
 FORMAT = 2

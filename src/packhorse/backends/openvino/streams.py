@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from packhorse.backends.openvino.runner import Runner, Streams
-from packhorse.data import Batch, Int64s, LoadRequest, Tokens
+from packhorse.data import Batch, Int64s, Tokens
+from packhorse.load_request import LoadRequest
 
 Compile = Callable[[Streams], Runner]
 

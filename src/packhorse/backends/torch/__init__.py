@@ -9,10 +9,11 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 from packhorse.config import EngineConfig
-from packhorse.data import LoadRequest, ModelDescription, TokenizerParts
+from packhorse.data import ModelDescription, TokenizerParts
 from packhorse.devices import ceilings as measured
 from packhorse.devices.host import available_bytes, cpu_precisions
 from packhorse.errors import ModelError, UsageError
+from packhorse.load_request import LoadRequest
 from packhorse.stages import LoadedModel
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")

@@ -7,8 +7,8 @@ import importlib.util
 import threading
 from typing import Any
 
-from packhorse.data import LoadRequest
 from packhorse.errors import UsageError
+from packhorse.load_request import LoadRequest
 from packhorse.packing.attention import FLASH_PACKAGES
 
 # By --attention sdpa:NAME: torch's backend, and the devices that have it.

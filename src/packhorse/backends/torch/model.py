@@ -16,9 +16,10 @@ from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import base_precision, load_weights, max_positions, weight_bytes
 from packhorse.backends.torch.workers import PendingValues, Values, Workers
-from packhorse.data import Batch, Float32s, Int64s, LoadRequest, Tokens
+from packhorse.data import Batch, Float32s, Int64s, Tokens
 from packhorse.devices.gemm import DTYPES
 from packhorse.errors import BatchRefusedError, ModelError
+from packhorse.load_request import LoadRequest
 from packhorse.packing import attention as packed_attention
 from packhorse.packing.heads import READS, Reads
 from packhorse.packing.linear import is_available
