@@ -20,13 +20,18 @@ NAMES = [
 ]  # fmt: skip
 
 RUN_FLAGS = [
-    "--adapter", "--append", "--attention", "--backend", "--batch-size", "--batching", "--compile", "--dedup",
-    "--delimiter", "--devices", "--embedding-format", "--exact", "--header", "--input-format", "--keep", "--limit",
-    "--max-batch-tokens", "--max-error-rate", "--max-length", "--mirror", "--no-compile", "--no-dedup", "--no-header",
-    "--no-normalize", "--normalize", "--on-error", "--onnx-file", "--output", "--output-format", "--output-prefix",
-    "--overwrite", "--pair-column", "--plan", "--pooling", "--precision", "--price-per-hour", "--progress",
-    "--prompt-name", "--provider", "--quiet", "--retry-errors", "--revision", "--scores", "--shard-rows", "--task",
-    "--text-column", "--tokenizer", "--tokenizer-threads", "--tolerance", "--tune", "-o",
+    "--adapter", "--append", "--attention", "--backend", "--batch-size", "--batching", "--chat", "--choices",
+    "--compile", "--dedup", "--delimiter", "--device-map", "--devices", "--do-sample", "--embedding-format",
+    "--engine", "--exact", "--generation", "--header", "--input-format", "--json-schema", "--keep", "--limit",
+    "--logprobs", "--long", "--max-batch-tokens", "--max-error-rate", "--max-length", "--max-memory",
+    "--max-new-tokens", "--messages-column", "--min-p", "--mirror", "--no-chat", "--no-compile", "--no-dedup",
+    "--no-do-sample", "--no-header", "--no-normalize", "--normalize", "--num-beams", "--num-return-sequences",
+    "--offload-folder", "--on-error", "--onnx-file", "--output", "--output-format", "--output-prefix", "--overwrite",
+    "--pair-column", "--plan", "--pooling", "--precision", "--price-per-hour", "--progress", "--prompt-name",
+    "--provider", "--quantization", "--quantization-options", "--quiet", "--repetition-penalty", "--retry-errors",
+    "--revision", "--scores", "--seed", "--seed-column", "--shard-rows", "--stop-strings", "--system-prompt",
+    "--task", "--temperature", "--template", "--tensor-parallel", "--text-column", "--tokenizer",
+    "--tokenizer-threads", "--tolerance", "--top-k", "--top-p", "--tune", "-o",
 ]  # fmt: skip
 
 BENCH_FLAGS = [

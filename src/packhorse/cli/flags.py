@@ -37,7 +37,16 @@ Keep = Annotated[str | None, Flag(help="Input columns to carry over, by comma; d
 OutputPrefix = Annotated[str, Flag(help="Put before the names of the output columns.")]
 Limit = Annotated[int | None, Flag(help="Only the first N rows.")]
 Task = Annotated[
-    Literal["auto", "text-classification", "feature-extraction"], Flag(help="Read from the model by default.")
+    Literal[
+        "auto",
+        "text-classification",
+        "feature-extraction",
+        "text-generation",
+        "text2text-generation",
+        "summarization",
+        "translation",
+    ],
+    Flag(help="Read from the model by default."),
 ]
 Scores = Annotated[Literal["top", "all"], Flag(help="all: a column with every label's score.")]
 Pooling = Annotated[Literal["mean", "cls", "last", "max"] | None, Flag(help="Default: what the model says, else mean.")]
@@ -54,8 +63,8 @@ Adapter = Annotated[
     str | None, Flag(help="PEFT adapter (LoRA) to merge into the model: a folder, or ORGANISATION/NAME[@REVISION].")
 ]
 Backend = Annotated[
-    Literal["auto", "torch", "onnx", "openvino", "null"],
-    Flag(help="auto: torch, or what the folder's files are for; null: no model, a checksum of the tokens."),
+    Literal["auto", "torch", "onnx", "openvino", "vllm", "null"],
+    Flag(help="auto: torch, or what the folder's files are for; vllm: generation; null: no model, a checksum."),
 ]
 Provider = Annotated[
     Literal["auto", "cpu", "cuda", "tensorrt", "migraphx", "rocm", "openvino", "coreml", "directml"],
@@ -64,7 +73,7 @@ Provider = Annotated[
 OnnxFile = Annotated[str | None, Flag(help="Which .onnx file of the model's folder to run.")]
 Devices = Annotated[str, Flag(help="auto, cpu, cuda, cuda:N, mps or xpu.")]
 Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16", "int8", "fp8"],
+    Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "fp8"],
     Flag(help="auto: bf16 (fp16) where the hardware has it and rows of this job agree with fp32."),
 ]
 Exact = Annotated[bool, Flag("--exact", help="fp32, one thread, bitwise repeatable.")]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from packhorse.cli import flags
+from packhorse.cli import generation_flags as more
 from packhorse.cli.flags import Flag
 from packhorse.cli.process import set_up
 
@@ -20,15 +21,43 @@ def plan(
     header: flags.Header = True,
     text_column: flags.TextColumn = None,
     pair_column: flags.PairColumn = None,
+    template: more.Template = None,
+    messages_column: more.MessagesColumn = None,
+    seed_column: more.SeedColumn = None,
     limit: flags.Limit = None,
     task: flags.Task = "auto",
     revision: flags.Revision = None,
     adapter: flags.Adapter = None,
     prompt_name: flags.PromptName = None,
+    max_new_tokens: more.MaxNewTokens = None,
+    do_sample: more.DoSample = None,
+    temperature: more.Temperature = None,
+    top_p: more.TopP = None,
+    top_k: more.TopK = None,
+    min_p: more.MinP = None,
+    repetition_penalty: more.RepetitionPenalty = None,
+    num_beams: more.NumBeams = None,
+    num_return_sequences: more.NumReturnSequences = None,
+    stop_strings: more.StopStrings = None,
+    generation: more.Generation = None,
+    seed: more.Seed = 0,
+    logprobs: more.Logprobs = False,
+    json_schema: more.JsonSchema = None,
+    choices: more.Choices = None,
+    chat: more.Chat = None,
+    system_prompt: more.SystemPrompt = None,
+    long: more.Long = "auto",
+    engine: more.Engine = "auto",
     backend: flags.Backend = "auto",
     provider: flags.Provider = "auto",
     devices: flags.Devices = "auto",
     precision: flags.Precision = "auto",
+    quantization: more.Quantization = "auto",
+    quantization_options: more.QuantizationOptions = None,
+    device_map: more.DeviceMap = None,
+    max_memory: more.MaxMemory = None,
+    offload_folder: more.OffloadFolder = None,
+    tensor_parallel: more.TensorParallel = False,
     exact: flags.Exact = False,
     tolerance: flags.Tolerance = None,
     attention: flags.Attention = "auto",
@@ -47,7 +76,7 @@ def plan(
     """Reads a sample of INPUT and says what running it through MODEL would be: lengths, ways to compute it and why the
     others lose, batches, time, memory, cost. Nothing is run; with --tune quick or full the ways are tried out.
     """
-    settings = {k: v for k, v in locals().items() if k not in ("model", "input", "as_json")}
+    settings = {k: v for k, v in locals().items() if k not in ("model", "input", "as_json")} | more.parsed(locals())
     set_up()
     from packhorse import api
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from packhorse.cli import flags
+from packhorse.cli import generation_flags as more
 from packhorse.cli.process import set_up, stop_on_signals
 
 
@@ -16,6 +17,9 @@ def run(
     header: flags.Header = True,
     text_column: flags.TextColumn = None,
     pair_column: flags.PairColumn = None,
+    template: more.Template = None,
+    messages_column: more.MessagesColumn = None,
+    seed_column: more.SeedColumn = None,
     keep: flags.Keep = None,
     output_prefix: flags.OutputPrefix = "",
     limit: flags.Limit = None,
@@ -27,11 +31,36 @@ def run(
     prompt_name: flags.PromptName = None,
     revision: flags.Revision = None,
     adapter: flags.Adapter = None,
+    max_new_tokens: more.MaxNewTokens = None,
+    do_sample: more.DoSample = None,
+    temperature: more.Temperature = None,
+    top_p: more.TopP = None,
+    top_k: more.TopK = None,
+    min_p: more.MinP = None,
+    repetition_penalty: more.RepetitionPenalty = None,
+    num_beams: more.NumBeams = None,
+    num_return_sequences: more.NumReturnSequences = None,
+    stop_strings: more.StopStrings = None,
+    generation: more.Generation = None,
+    seed: more.Seed = 0,
+    logprobs: more.Logprobs = False,
+    json_schema: more.JsonSchema = None,
+    choices: more.Choices = None,
+    chat: more.Chat = None,
+    system_prompt: more.SystemPrompt = None,
+    long: more.Long = "auto",
+    engine: more.Engine = "auto",
     backend: flags.Backend = "auto",
     provider: flags.Provider = "auto",
     onnx_file: flags.OnnxFile = None,
     devices: flags.Devices = "auto",
     precision: flags.Precision = "auto",
+    quantization: more.Quantization = "auto",
+    quantization_options: more.QuantizationOptions = None,
+    device_map: more.DeviceMap = None,
+    max_memory: more.MaxMemory = None,
+    offload_folder: more.OffloadFolder = None,
+    tensor_parallel: more.TensorParallel = False,
     exact: flags.Exact = False,
     tolerance: flags.Tolerance = None,
     attention: flags.Attention = "auto",
@@ -61,7 +90,7 @@ def run(
     Exit codes: 0 finished (rows in error allowed), 1 failed, 2 usage, 3 refused, 4 --max-error-rate exceeded,
     130/143 stopped.
     """
-    settings = {**locals(), "keep": flags.names(keep)}
+    settings = {**locals(), "keep": flags.names(keep)} | more.parsed(locals())
     set_up()
     from packhorse import api
 

@@ -1,0 +1,37 @@
+"""Settings of where a model's weights lie, and of who quantizes them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class PlacementSettings(BaseModel):
+    """For models that do not go on one device as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    quantization: Literal["auto", "bitsandbytes", "torchao"] = "auto"
+    """Who quantizes with --precision int8 or int4; auto: packhorse's own int8 for encoders on a CPU, else bitsandbytes
+    or, where that is not installed, torchao."""
+    quantization_options: dict[str, Any] = {}
+    """Settings of BitsAndBytesConfig, or of torchao's config (and its `type`), by their names."""
+    device_map: str | None = None
+    """auto, balanced, sequential, or a JSON file that says which module lies on which device."""
+    max_memory: str | None = None
+    """Of each device for --device-map, as in 0=16GB,1=16GB,cpu=60GB."""
+    offload_folder: str | None = None
+    """Where layers lie that fit no device's memory; default: a temporary folder."""
+    tensor_parallel: bool = False
+    """Split each layer over the GPUs of torchrun's processes."""
+
+    @model_validator(mode="after")
+    def _goes_with_device_map(self) -> Self:
+        for name in ("max_memory", "offload_folder"):
+            if getattr(self, name) is not None and self.device_map is None:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} says where --device-map puts layers: give --device-map auto with it")
+        if self.tensor_parallel and self.device_map is not None:
+            raise ValueError("--tensor-parallel splits each layer, --device-map puts whole ones: drop one of them")
+        return self
