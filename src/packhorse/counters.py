@@ -28,6 +28,8 @@ class Counters:
     length_rows: dict[str, int] = field(default_factory=dict)  # all rows with tokens, by bucket of histogram.py
     length_tokens: dict[str, int] = field(default_factory=dict)  # real_tokens by bucket
     length_computed: dict[str, int] = field(default_factory=dict)  # computed_tokens by bucket
+    generated_tokens: int = 0
+    near_ties: int = 0  # of generation: steps whose two best choices were too close to tell apart for sure
     flops: float = 0.0  # useful: real tokens only
     read_s: float = 0.0
     tokenize_s: float = 0.0
@@ -74,6 +76,7 @@ class LiveCounters:
     done_before: int = 0  # rows that an earlier process committed
     total_rows: float | None = None  # of the whole job; an estimate where the input does not tell
     started: float = field(default_factory=time.perf_counter)
+    by_rows: bool = False  # whether rows tell better than tokens how much is left: how long outputs get is not known
     timeline: Timeline = field(default_factory=Timeline)  # of rows, real tokens, computed tokens
 
     def add_batch(self, rows: int, real_tokens: int, computed_tokens: int) -> None:
@@ -107,6 +110,9 @@ class LiveCounters:
         """Seconds left, from tokens: the longest rows of a shard come first, so rows would mislead. None: unknown."""
         if self.total_rows is None or not self.real_tokens or not self.planned_rows:
             return None
+        if self.by_rows:
+            left = max(self.total_rows - self.done_before - self.rows, 0)
+            return left * self.elapsed_s / self.rows if self.rows else None
         unplanned = max(self.total_rows - self.done_before - self.planned_rows, 0)
         tokens = self.planned_tokens - self.real_tokens + unplanned * self.planned_tokens / self.planned_rows
         return tokens * self.elapsed_s / self.real_tokens

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from packhorse.data import (
@@ -17,6 +18,7 @@ from packhorse.data import (
     ModelCost,
     Position,
     Reduction,
+    RowError,
     Tokenized,
 )
 from packhorse.generation import Generated, Prompts
@@ -79,6 +81,7 @@ OnStep = Callable[[int, int], None]  # rows that were finished, tokens computed 
 class Generator(Protocol):
     """A loaded model that writes. `generate` raises DeviceOutOfMemoryError where so many rows do not fit at once."""
 
+    reduction: Reduction  # of kind generate
     cost: ModelCost  # of a forward over prompt and output; causal
     weight_bytes: int
     device: str
@@ -103,6 +106,27 @@ class Task(Protocol):
     def reduction(self) -> Reduction: ...
     def fields(self, width: int) -> list[pa.Field]: ...
     def finish(self, values: Float32s, is_valid: Bools) -> list[pa.Array]: ...  # null where not valid
+
+
+Detokenize = Callable[[Sequence[np.ndarray]], list[str]]  # token ids to their texts, without special tokens
+
+
+class PromptSource(Protocol):
+    """What a row's prompt is, where it is not one column of text."""
+
+    columns: Sequence[str]  # that are read for it
+    adds_special_tokens: bool  # whether the tokenizer is to; a chat template writes them itself
+
+    def texts(self, table: pa.Table, errors: Mapping[int, RowError]) -> tuple[list[str | None], dict[int, RowError]]:
+        """One a row; None for a row that is in `errors` or in those that are returned."""
+
+
+class GeneratingTask(Task, Protocol):
+    """Turns what was written into columns."""
+
+    def finish_generated(
+        self, generated: Generated, prompt_lengths: Int64s, is_valid: Bools, detokenize: Detokenize
+    ) -> list[pa.Array]: ...
 
 
 class Writer(Protocol):

@@ -47,7 +47,7 @@ class BareEngine:
 
     def forward(self, tokens: Tokens, batches: BatchPlan) -> Float32s:
         """Every row's values, float32 [N, width], in row order."""
-        model = self._stages.model
+        model = self._stages.computing
         values = np.full((tokens.num_rows, model.reduction.width), np.nan, np.float32)
         in_flight: deque[tuple[Int64s, Output]] = deque()
         for b in range(batches.num_batches):
@@ -61,7 +61,7 @@ class BareEngine:
 
     def computed_tokens(self, lengths: Int64s, batches: BatchPlan) -> int:
         """Tokens that these batches compute, padding included."""
-        model = self._stages.model
+        model = self._stages.computing
         return sum(model.computed_tokens(lengths[batches.rows(b)]) for b in range(batches.num_batches))
 
     def close(self) -> None:

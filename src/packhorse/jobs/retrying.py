@@ -13,6 +13,7 @@ from packhorse.config import RunConfig
 from packhorse.data import Int64s, RowError
 from packhorse.errors import ChangedError, DeviceOutOfMemoryError, InterruptedRunError, UsageError
 from packhorse.executors.local import Stop
+from packhorse.forwarding import OnBatch
 from packhorse.jobs.accounting import check_no_error
 from packhorse.metrics import Counters, LiveCounters
 from packhorse.outputs.manifest import RunFolder
@@ -21,7 +22,7 @@ from packhorse.outputs.retries import Retries
 from packhorse.readers.cut import ShardRows
 from packhorse.report.recorder import Recorder
 from packhorse.selection import Columns
-from packhorse.shard import Budget, Budgets, Forwarded, OnBatch, Stages, finish, forward, prepare
+from packhorse.shard import Budget, Budgets, Forwarded, Stages, finish, forward, prepare
 from packhorse.stages import Reader, Writer
 
 
@@ -111,7 +112,7 @@ class Retry:
             seen, found = seen + table.num_rows, found + len(picked)
         if seen != commit.shard.num_rows:
             raise ChangedError(f"{self.config.input}: shard {commit.shard.index} has {seen} rows now; --overwrite anew")
-        return ShardRows(replace(commit.shard, num_rows=found), pa.concat_tables(pieces), errors)
+        return ShardRows(replace(commit.shard, num_rows=found), pa.concat_tables(pieces), errors, rows)
 
     def _pieces(self, commit: Commit) -> Iterator[tuple[pa.Table, dict[int, RowError]]]:
         left = commit.shard.num_rows
@@ -141,6 +142,7 @@ def _counters(old: Commit, done: Counters) -> dict[str, object]:
     merged = Counters(**old.counters)
     merged += Counters(
         batches=done.batches, computed_tokens=done.computed_tokens, length_computed=done.length_computed,
+        generated_tokens=done.generated_tokens, near_ties=done.near_ties,
         notes=done.notes,
     )  # fmt: skip
     merged.errors = dict(done.errors)

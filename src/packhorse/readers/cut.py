@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from packhorse.data import Chunk, Position, RowError, Shard
+from packhorse.data import Chunk, Int64s, Position, RowError, Shard
 from packhorse.readers.columns import text_bytes
 
 RAMP = (1_024, 4_096, 16_384)  # the device starts at once, the first commit comes early
@@ -25,6 +25,13 @@ class ShardRows:
     shard: Shard
     table: pa.Table
     errors: dict[int, RowError]
+    picked: Int64s | None = None  # places in the shard, where these are only some of its rows
+
+    @property
+    def numbers(self) -> Int64s:
+        """[n] of the rows, counted from the start of the input."""
+        places = np.arange(self.table.num_rows) if self.picked is None else self.picked
+        return self.shard.first_row + places
 
     @classmethod
     def of(cls, table: pa.Table, errors: dict[int, RowError]) -> ShardRows:
