@@ -24,6 +24,7 @@ Bools = npt.NDArray[np.bool_]
 RAW_LINE = "_raw_line"  # the line itself, for output as JSON lines
 RESCUED = "_rescued_data"  # JSON text of what fits no column; the name is Databricks' Auto Loader's
 JSON_TEXT = {b"packhorse.encoding": b"json"}  # metadata of a text column that holds JSON
+WRITING_TASKS = ("text-generation", "text2text-generation", "summarization", "translation")
 EMBEDDING_FORMAT = b"packhorse.embedding_format"  # metadata of the column with a model's vectors: how they stand there
 
 
@@ -277,3 +278,10 @@ class ModelDescription:
     lower_case: bool = False
     adapter: Adapter | None = None
     source: str = "folder"  # weights or graph: what is to be loaded whatever else lies there; folder: that decides
+    dtype: str | None = None  # that the weights were saved in, by torch's name
+    is_encoder_decoder: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether its task is to generate text."""
+        return self.task in WRITING_TASKS

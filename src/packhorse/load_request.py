@@ -27,6 +27,7 @@ class LoadRequest:
     onnx_file: str | None
     compiled: bool  # by torch.compile
     model_key: Callable[[], str]  # sha256 over every file of the model: what is built from it is cached under it
+    engine: str = "auto"  # of generation, or what --engine asks for
     decoding: Decoding | None = None  # of a model that writes
     quantization: Quantization = field(default_factory=Quantization)
     placement: Placement = field(default_factory=Placement)

@@ -19,6 +19,8 @@ class Alternative(BaseModel):
     threads: int
     compiled: bool = False
     """By torch.compile."""
+    rows_at_once: int | None = None
+    """Of generation: rows that are written on at the same time."""
     tokenizer_threads: int | None = None
     """None: one a core, or as --tokenizer-threads says."""
     predicted_tokens_per_s: float | None = None
@@ -72,6 +74,10 @@ class Plan(BaseModel):
     precision: str
     attention: str
     batching: Literal["packed", "padded", "fixed", "equal"]
+    engine: str | None = None
+    """Of generation: continuous, static, generate, paged, vllm or null."""
+    max_new_tokens: int | None = None
+    """Of generation."""
     batch_size: int | None
     max_batch_tokens: int
     max_length: int | None
@@ -84,6 +90,10 @@ class Plan(BaseModel):
     pair_column: str | None
     accuracy: dict[str, Any] | None = None
     """Of a precision below fp32, where it was compared: tuning.gate.Verdict's figures."""
+    prompts_at: str | None = None
+    """ISO time that chat templates which ask for one are told; a resumed run tells them the same."""
+    quality: dict[str, Any] | None = None
+    """Of a quantized model that writes, beside the same without: perplexities, agreement, memory, speed."""
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = {}
     alternatives: tuple[Alternative, ...] = ()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from datetime import datetime
 
 import pyarrow as pa
 
 from packhorse.config import RunConfig
-from packhorse.data import RESCUED
+from packhorse.data import RESCUED, ModelDescription
 from packhorse.errors import UsageError
 from packhorse.files import is_folder, lies_in
 from packhorse.outputs.manifest import RunFolder
+from packhorse.prompts import PromptSource, make_prompts
 from packhorse.readers.columns import guess_text_column
+from packhorse.readers.sample import TextsOf
 from packhorse.shard import output_fields
 from packhorse.stages import Reader, Task
 
@@ -24,14 +27,33 @@ class Columns:
     text: str
     pair: str | None
     keep: list[str]
+    prompts: PromptSource | None = None  # of generation; None: the text column as it stands
+    seed: str | None = None
+    now: datetime | None = None  # that prompts are told; None: they ask for none
 
     @property
     def texts(self) -> list[str]:
+        """Those that are read as text."""
+        if self.prompts is not None:
+            return list(self.prompts.text_columns)
         return [self.text] if self.pair is None else [self.text, self.pair]
 
+    @property
+    def sample_texts(self) -> TextsOf | None:
+        """Prompts of a sample's rows; None where they are columns."""
+        prompts = self.prompts
+        return None if prompts is None else (lambda table, errors: [prompts.texts(table, errors)[0]])
 
-def choose_columns(config: RunConfig, task: Task, reader: Reader) -> Columns:
-    """Raises UsageError for a column that is not there, and for an input column named like an output column."""
+    @property
+    def reads(self) -> list[str]:
+        """All that are read, those written first."""
+        of_prompts = self.prompts.columns if self.prompts is not None else ()
+        return list(dict.fromkeys([*self.keep, *of_prompts, *([self.seed] if self.seed else [])]))
+
+
+def choose_columns(config: RunConfig, task: Task, about: ModelDescription, reader: Reader, now: datetime) -> Columns:
+    """now: for chat templates that ask for it. Raises UsageError for a column that is not there, and for an input
+    column named like an output column."""
     if config.output_extension == ".npy" and task.name != "feature-extraction":
         raise UsageError(f"npy holds embeddings, and this model does {task.name}: write parquet, jsonl or csv")
     schema = reader.schema()
@@ -39,7 +61,10 @@ def choose_columns(config: RunConfig, task: Task, reader: Reader) -> Columns:
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
         raise UsageError(f"the input has {twice[0]!r} twice; rename one of the columns")
-    text = guess_text_column(schema, config.text_column, config.pair_column)
+    prompts = prompts_of(config, about, schema, now)
+    text = ", ".join(prompts.columns) if prompts else guess_text_column(schema, config.text_column, config.pair_column)
+    if config.seed_column is not None and config.seed_column not in names:
+        raise UsageError(f"--seed-column {config.seed_column}: no such column; the input has {', '.join(names)}")
     unknown = [name for name in config.keep or () if name not in names]
     if unknown:
         raise UsageError(f"--keep {unknown[0]}: no such column; the input has {', '.join(names)}")
@@ -56,7 +81,25 @@ def choose_columns(config: RunConfig, task: Task, reader: Reader) -> Columns:
             f"the input has a column {taken[0]!r}, and so will the output: "
             f"--output-prefix pred_ names the outputs differently, --keep {others} leaves the column out"
         )
-    return Columns(text, config.pair_column, [str(reader.raw_column)] if keeps_lines(config, reader) else keep)
+    kept = [str(reader.raw_column)] if keeps_lines(config, reader) else keep
+    told = now if prompts is not None and prompts.tells_time else None
+    return Columns(text, config.pair_column, kept, prompts, config.seed_column, told)
+
+
+def prompts_of(config: RunConfig, about: ModelDescription, schema: pa.Schema, now: datetime) -> PromptSource | None:
+    """What a row's prompt is; None where a column of text is it as it stands. Raises UsageError, ModelError or
+    HostileModelError."""
+    chat = config.chat or config.messages_column is not None or config.system_prompt is not None
+    if config.template is None and not chat:
+        return None
+    if not about.writes:
+        raise UsageError(f"--template, --messages-column and --chat make prompts, and this model does {about.task}")
+    text = config.text_column
+    if config.template is None and config.messages_column is None:
+        text = guess_text_column(schema, config.text_column, None)
+    return make_prompts(
+        schema, text, config.template, config.messages_column, chat, config.system_prompt, about.folder, now
+    )
 
 
 def keeps_lines(config: RunConfig, reader: Reader) -> bool:
@@ -78,7 +121,7 @@ def check_apart(folder: RunFolder, reader: Reader, address: str) -> None:
 
 def read_schema(reader: Reader, columns: Columns) -> pa.Schema:
     """The columns as a reader gives them."""
-    names = list(dict.fromkeys([*columns.keep, *columns.texts]))
+    names = list(dict.fromkeys([*columns.reads, *columns.texts]))
     schema = reader.schema()
     fields = [schema.field(n) if n in schema.names else pa.field(n, pa.large_binary()) for n in names]
     return pa.schema([f.with_type(pa.large_string()) if f.name in columns.texts else f for f in fields])

@@ -25,9 +25,10 @@ from packhorse.forwarding import OnBatch, run_batches
 from packhorse.generation import Generated, Prompts, UInt64s
 from packhorse.histogram import by_length
 from packhorse.metrics import Counters
+from packhorse.prompts import PromptSource
 from packhorse.readers.columns import column_texts
 from packhorse.readers.cut import ShardRows
-from packhorse.stages import Detokenize, Generator, LoadedModel, Planner, PromptSource, Task, Tokenizer
+from packhorse.stages import Detokenize, GeneratingTask, Generator, LoadedModel, Planner, Task, Tokenizer
 from packhorse.tokenize.dedup import Unique, all_rows, unique_rows
 from packhorse.tokenize.fast import Retokenized
 
@@ -239,7 +240,8 @@ def _columns(forwarded: Forwarded, stages: Stages, is_valid: np.ndarray) -> list
     values = forwarded.values
     if isinstance(values, Generated):
         assert stages.detokenize is not None
-        return stages.task.finish_generated(values, forwarded.lengths, is_valid, stages.detokenize)  # type: ignore[attr-defined]
+        task = cast(GeneratingTask, stages.task)
+        return task.finish_generated(values, forwarded.lengths, is_valid, stages.detokenize)
     values[~is_valid] = 0
     return stages.task.finish(values, is_valid)
 

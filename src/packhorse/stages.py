@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,6 @@ from packhorse.data import (
     ModelCost,
     Position,
     Reduction,
-    RowError,
     Tokenized,
 )
 from packhorse.generation import Generated, Prompts
@@ -109,16 +108,6 @@ class Task(Protocol):
 
 
 Detokenize = Callable[[Sequence[np.ndarray]], list[str]]  # token ids to their texts, without special tokens
-
-
-class PromptSource(Protocol):
-    """What a row's prompt is, where it is not one column of text."""
-
-    columns: Sequence[str]  # that are read for it
-    adds_special_tokens: bool  # whether the tokenizer is to; a chat template writes them itself
-
-    def texts(self, table: pa.Table, errors: Mapping[int, RowError]) -> tuple[list[str | None], dict[int, RowError]]:
-        """One a row; None for a row that is in `errors` or in those that are returned."""
 
 
 class GeneratingTask(Task, Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from packhorse.config import RunConfig
@@ -40,9 +41,11 @@ class Beginning:
         check_can_grow(config)
         self._take(reader)
 
-    def _take(self, reader: Reader) -> None:
+    def _take(self, reader: Reader, now: datetime | None = None) -> None:
         self.reader, self._fingerprint = reader, reader.fingerprint()
-        self.columns = choose_columns(self._config, self.loader.task, reader)
+        self.columns = choose_columns(
+            self._config, self.loader.task, self.loader.description, reader, now or datetime.now()
+        )
         check_apart(self._folder, reader, self._config.input)
         if self._config.mirror:
             writer = make_writer(self._config.output_extension)
@@ -59,8 +62,9 @@ class Beginning:
         Raises ChangedError, and DamagedError where --retry-errors was stopped and only it can end what it began.
         """
         found = continued(self._folder.manifest(), self.reader, self._config, self._reopen)
-        if found.reader is not self.reader:
-            self._take(found.reader)
+        told = (found.manifest.get("plan") or {}).get("prompts_at")
+        if found.reader is not self.reader or told:
+            self._take(found.reader, datetime.fromisoformat(told) if told else None)
         identity = self._identity()
         check_same_commit(found.manifest["model"], identity["model"], self._config.model, self._config.adapter)
         check_unchanged(found.manifest, identity)
@@ -88,6 +92,8 @@ class Beginning:
         self.loader, plan = (
             replayed(self.loader, asked, texts) if asked else choose(self.loader, total_rows, texts, clock=self._clock)
         )
+        if self.columns.now is not None:
+            plan = plan.model_copy(update={"prompts_at": self.columns.now.isoformat()})
         manifest = {
             **self._identity(),
             "plan": plan.model_dump(mode="json"),
@@ -107,8 +113,13 @@ class Beginning:
 
     def _see_rows(self) -> float:
         """Shows the loader rows of the input, of its first files where some came later; estimated rows of the job."""
-        sample = take_sample(getattr(self.reader, "first", self.reader), self.columns.texts, self._config.limit)
-        self.loader.see(sample.texts[0], sample.pairs, sample.is_whole)
+        columns = self.columns
+        sample = take_sample(
+            getattr(self.reader, "first", self.reader), columns.texts, self._config.limit,
+            columns=columns.prompts.columns if columns.prompts else (), texts_of=columns.sample_texts,
+        )  # fmt: skip
+        with_special = columns.prompts is None or columns.prompts.adds_special_tokens
+        self.loader.see(sample.texts[0], sample.pairs, sample.is_whole, with_special)
         return sample.total_rows
 
     def _clock(self) -> float:

@@ -24,7 +24,6 @@ from packhorse.metrics import LiveCounters, RunReport, activation_bytes
 from packhorse.outputs.manifest import RunFolder
 from packhorse.outputs.mirrored import MirroredFolder
 from packhorse.plans import Plan
-from packhorse.readers.columns import column_texts
 from packhorse.readers.cut import ShardRows, cut_shards
 from packhorse.remote import notes_on
 from packhorse.report.html import render
@@ -36,6 +35,7 @@ from packhorse.stages import Reader, Writer
 from packhorse.writers import make_writer
 
 PREVIEW_ROWS = 3
+WRITING_SHARD_ROWS = 1_024  # of generation: a row takes as long as hundreds that are only read
 
 
 class Job:
@@ -94,7 +94,10 @@ class Job:
 
     def _with_stages(self, plan: Plan, work: Callable[[Plan, Stages], RunReport]) -> RunReport:
         self._begun.loader.replay(plan)
-        stages = self._begun.loader.stages(plan, self._begun.columns.keep, self._config.output_prefix)
+        columns = self._begun.columns
+        stages = self._begun.loader.stages(
+            plan, columns.keep, self._config.output_prefix, columns.prompts, self._config.seed_column
+        )
         self._reporter.plan(plan, self._config.model)
         try:
             return work(plan, stages)
@@ -144,7 +147,7 @@ class Job:
         report = new_report(self._config, self._folder, plan, commits)
         report.setup_s = time.perf_counter() - self._begin_s
         check_error_rate(self._config, report.counters, "in an earlier run")
-        live = LiveCounters(done_before=row)
+        live = LiveCounters(done_before=row, by_rows=stages.generator is not None)
         recorder = Recorder(live, plan.device)
         shards = self._watched(
             self._shards(last.end if last else Position(0, 0), len(commits), row, self._config.shard_rows, stages),
@@ -166,9 +169,11 @@ class Job:
     def _shards(
         self, start: Position, index: int, row: int, shard_rows: int | None, stages: Stages | None = None
     ) -> Iterator[ShardRows]:
-        chunks = self._begun.reader.read(start, self._begun.columns.keep, self._begun.columns.texts)
+        chunks = self._begun.reader.read(start, self._begun.columns.reads, self._begun.columns.texts)
         width = stages.model.reduction.width if stages else 1
         texts = self._begun.columns.texts
+        if shard_rows is None and self._begun.loader.description.writes:
+            shard_rows = WRITING_SHARD_ROWS
         if self._config.mirror:
             return cut_files(chunks, start, index, row, texts, shard_rows, 4 * width)
         return cut_shards(chunks, start, index, row, texts, shard_rows, 4 * width, self._config.limit)
@@ -183,8 +188,12 @@ class Job:
     def _preview(self, stages: Stages, budget: Budget) -> None:
         """The first rows' predictions, so that a wrong column or model is seen before the long part."""
         first = next(self._shards(Position(0, 0), 0, 0, PREVIEW_ROWS), None)
-        if first is not None:
-            texts = column_texts(first.table[self._begun.columns.text], first.errors)
+        if first is None:
+            return
+        texts = stages.texts(first).texts
+        if stages.generator is not None:  # their outputs may take minutes
+            self._reporter.prompts(texts)
+        else:
             self._reporter.preview(texts, predict(first, dataclasses.replace(stages, keep=[]), budget))
 
     def _commit(self, done: Forwarded, table: pa.Table, report: RunReport, recorder: Recorder) -> None:

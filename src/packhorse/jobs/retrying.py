@@ -116,7 +116,7 @@ class Retry:
 
     def _pieces(self, commit: Commit) -> Iterator[tuple[pa.Table, dict[int, RowError]]]:
         left = commit.shard.num_rows
-        for chunk in self.reader.read(commit.shard.start, self.columns.keep, self.columns.texts):
+        for chunk in self.reader.read(commit.shard.start, self.columns.reads, self.columns.texts):
             table = chunk.table.slice(0, left)
             yield table, dict(chunk.errors)
             left -= table.num_rows

@@ -11,6 +11,7 @@ from packhorse.errors import ModelError, PackhorseError
 from packhorse.loading import remembering
 from packhorse.loading.loader import Loader
 from packhorse.loading.workbench import RealWorkbench
+from packhorse.loading.writing import choose_writing
 from packhorse.plans import Alternative, Forecast, Plan
 from packhorse.tuning.candidates import Candidate, JobSize
 from packhorse.tuning.gate import MIN_JOB_ROWS, Verdict
@@ -42,6 +43,8 @@ def choose(
     Raises ModelError where nothing works, or where --tolerance was given for a precision asked for by name and is
     exceeded.
     """
+    if loader.description.writes:
+        return Chosen(loader, choose_writing(loader, total_rows, texts.column, clock))
     choice = _Choice(loader, total_rows, texts, is_job, clock)
     try:
         return choice.made()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -16,16 +16,21 @@ from packhorse.config import EngineConfig
 from packhorse.data import ModelDescription
 from packhorse.devices.host import num_cores
 from packhorse.errors import ChangedError, UsageError
+from packhorse.generation import Quantization
 from packhorse.load_request import LoadRequest
+from packhorse.loading.checking import check_settings
 from packhorse.loading.material import Material
 from packhorse.models.preflight import check_weights
+from packhorse.placing import parse_placement
 from packhorse.plans import Plan
+from packhorse.prompts import PromptSource
 from packhorse.shard import Stages
-from packhorse.stages import LoadedModel, Task
+from packhorse.stages import Generator, LoadedModel, Task, Tokenizer
+from packhorse.tokenize.limited import LimitedTokenizer
 from packhorse.tuning.candidates import Candidate
 
 ENOUGH_FOR_SCALES = 64  # rows
-CALIBRATED = frozenset({"int8", "fp8"})  # their scales are those of the rows that were seen
+CALIBRATED = frozenset({"int8", "fp8"})  # of values: their scales are those of the rows that were seen
 
 
 class Loader:
@@ -38,7 +43,7 @@ class Loader:
         self.description: ModelDescription = self.material.description
         self.backend_name = choose_backend(settings.backend, self.description.folder)
         self.backend = find_backend(self.backend_name)
-        self._check_settings()
+        check_settings(settings, self.description, self.backend_name, self.backend.PRECISIONS)
         self.own_precision: str | None = self.backend.own_precision(self.description, settings)
         if self.own_precision and settings.precision not in ("auto", self.own_precision):
             raise UsageError(
@@ -49,23 +54,17 @@ class Loader:
         self.task: Task = self.material.task
         self.material.tokenized_by(self.backend.load_tokenizer)
         self.device: str = self.backend.choose_device(settings)
+        self.placement = parse_placement(
+            settings.device_map, settings.max_memory, settings.offload_folder, settings.tensor_parallel
+        )
         self.workers: int = self.backend.num_workers(self.device, num_cores())
         self.threads = 1 if settings.exact or self.workers > 1 else num_cores()
+        if self.description.writes:
+            self.workers, self.threads = 1, num_cores()  # rows at different steps share each forward
         self.compiled = bool(settings.compile)
         if self.compiled:
             self.workers, self.threads = self.compiled_split
-        self._models: dict[str, LoadedModel] = {}
-
-    def _check_settings(self) -> None:
-        s = self.settings
-        if s.precision not in ("auto", *self.backend.PRECISIONS):
-            legal = ", ".join(self.backend.PRECISIONS)
-            raise UsageError(f"--precision {s.precision}: backend {self.backend_name} has {legal}")
-        for flag, value in (("--provider", s.provider), ("--onnx-file", s.onnx_file)):
-            if self.backend_name != "onnx" and value not in (None, "auto"):
-                raise UsageError(f"{flag} {value}: belongs to --backend onnx, this is {self.backend_name}")
-        if s.compile and self.backend_name != "torch":
-            raise UsageError(f"--compile: belongs to --backend torch, this is {self.backend_name}")
+        self._models: dict[str, LoadedModel | Generator] = {}
 
     def sibling(self, backend: str) -> Loader:
         """Another backend of the same model; itself where it is that one already. Raises UsageError or ModelError."""
@@ -73,18 +72,29 @@ class Loader:
             return self
         return Loader(self.settings.model_copy(update={"backend": backend}), self.material)
 
-    def see(self, texts: list[str | None], pairs: list[str | None] | None, is_whole: bool = False) -> None:
-        """Texts of the job; all of them where is_whole."""
-        self.drop(CALIBRATED)
-        self.material.see(texts, pairs, is_whole)
+    def see(
+        self, texts: list[str | None], pairs: list[str | None] | None, is_whole: bool = False, with_special: bool = True
+    ) -> None:
+        """Texts of the job; all of them where is_whole. with_special: special tokens are put around them."""
+        if not self.description.writes:
+            self.drop(CALIBRATED)
+        self.material.see(texts, pairs, is_whole, with_special)
 
     # -- parts
 
-    def model(self, precision: str) -> LoadedModel:
+    def any_model(self, precision: str) -> LoadedModel | Generator:
         """The model at a precision, loaded once. Raises ModelError."""
         if precision not in self._models:
             self._models[precision] = self.backend.load(self.request(precision))
         return self._models[precision]
+
+    def model(self, precision: str) -> LoadedModel:
+        """One that gives values."""
+        return cast(LoadedModel, self.any_model(precision))
+
+    def generator(self, precision: str) -> Generator:
+        """One that writes."""
+        return cast(Generator, self.any_model(precision))
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -120,7 +130,9 @@ class Loader:
             workers=self.workers, threads=self.threads, trial=material.trial(), rows=material.rows,
             longest=material.longest,
             attention=s.attention, provider=s.provider, onnx_file=s.onnx_file, compiled=self.compiled,
-            model_key=lambda: material.key,
+            model_key=lambda: material.key, decoding=s.decoding() if self.description.writes else None,
+            quantization=Quantization(s.quantization, s.quantization_options), placement=self.placement,
+            engine=s.engine,
         )  # fmt: skip
 
     def export(self, folder: Path) -> None:
@@ -137,15 +149,17 @@ class Loader:
             )
         self.use(plan.workers, plan.threads, plan.compiled)
 
-    def stages(self, plan: Plan, keep: list[str], output_prefix: str = "") -> Stages:
-        """All stages as a plan says."""
+    def stages(
+        self, plan: Plan, keep: list[str], output_prefix: str = "", prompts: PromptSource | None = None,
+        seed_column: str | None = None,
+    ) -> Stages:  # fmt: skip
+        """All stages as a plan says. prompts and seed_column: of generation."""
         self.use(plan.workers, plan.threads, plan.compiled)
-        has_pairs = plan.pair_column is not None
         threads = self.settings.tokenizer_threads or plan.tokenizer_threads  # they change no byte: a flag may
-        return Stages(
-            tokenizer=self.material.tokenizer(plan.max_length, has_pairs, plan.tokenizer, threads),
+        made = Stages(
+            tokenizer=self._tokenizer(plan, prompts, threads),
             planner=planner(plan.batching),
-            model=self.model(plan.precision),
+            model=self.any_model(plan.precision),
             task=self.task,
             text_column=plan.text_column,
             pair_column=plan.pair_column,
@@ -154,6 +168,21 @@ class Loader:
             dedup=self.settings.dedup,
             workers=plan.workers,
         )
+        if not self.description.writes:
+            return made
+        detokenize = self.material.detokenize()
+        return dataclasses.replace(made, prompts=prompts, seed_column=seed_column, detokenize=detokenize)
+
+    def _tokenizer(self, plan: Plan, prompts: PromptSource | None, threads: int | None) -> Tokenizer:
+        if not self.description.writes:
+            return self.material.tokenizer(plan.max_length, plan.pair_column is not None, plan.tokenizer, threads)
+        with_special = prompts is None or prompts.adds_special_tokens
+        room = prompt_room(plan) if self.settings.long == "truncate" else None
+        tokenizer = self.material.tokenizer(room, False, plan.tokenizer, threads, with_special)
+        if room is not None or plan.max_length is None:
+            return tokenizer
+        # As many tokens as there is room for are written, one at least.
+        return LimitedTokenizer(tokenizer, plan.max_length, 0 if self.description.is_encoder_decoder else 1)
 
     def close(self) -> None:
         self.drop(self.loaded)
@@ -180,7 +209,7 @@ class Loader:
         return Plan(
             task=self.description.task, backend=self.backend_name, device=self.device.split(":")[0],
             precision=precision, attention=model.attention, batching=policy, batch_size=batch_size,
-            max_batch_tokens=candidate.max_batch_tokens, max_length=self._max_length(precision), workers=self.workers,
+            max_batch_tokens=candidate.max_batch_tokens, max_length=self.max_length(precision), workers=self.workers,
             threads=self.threads, compiled=self.compiled, tokenizer=tokenizer.name,
             tokenizer_threads=candidate.tokenizer_threads or self.material.tokenizer_threads,
             text_column=text_column, pair_column=pair_column,
@@ -221,13 +250,21 @@ class Loader:
         found = self.backend.ceilings(self.device, [precision], self.workers * self.threads)
         return None if found is None else found.to_dict()
 
-    def _max_length(self, precision: str) -> int | None:
-        limits = [n for n in (self.description.max_length, self.model(precision).max_length) if n]
+    def max_length(self, precision: str) -> int | None:
+        limits = [n for n in (self.description.max_length, self.any_model(precision).max_length) if n]
         legal = min(limits, default=None)
         asked = self.settings.max_length
         if asked and legal and asked > legal:
             raise UsageError(f"--max-length {asked}: the model takes at most {legal} tokens")
         return asked or legal
+
+
+def prompt_room(plan: Plan) -> int | None:
+    """Tokens that a prompt is cut to: what is to be written has to fit behind it, but not at the cost of more than half
+    of what the model takes."""
+    if plan.max_length is None or plan.task != "text-generation":
+        return plan.max_length
+    return max(plan.max_length - (plan.max_new_tokens or 0), plan.max_length // 2, 1)
 
 
 def batching(asked: str, model: LoadedModel) -> str:

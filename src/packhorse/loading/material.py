@@ -22,7 +22,9 @@ from packhorse.models.describe import describe
 from packhorse.models.find import Found, file_hashes, find_model
 from packhorse.models.hub_files import Wanted
 from packhorse.models.preflight import check_folder
+from packhorse.stages import Detokenize
 from packhorse.tasks import make_task
+from packhorse.tokenize.detokenize import cleans_up, detokenizer
 from packhorse.tokenize.encoder import Encoder
 from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
 from packhorse.tokenize.proof import TokenizerChoice, check_installed, choose_tokenizer, open_checked
@@ -73,10 +75,12 @@ class Material:
         """How the tokenizer is read; the first backend's way stays."""
         self._load_tokenizer = self._load_tokenizer or load_tokenizer
 
-    def see(self, texts: list[str | None], pairs: list[str | None] | None, is_whole: bool) -> None:
+    def see(
+        self, texts: list[str | None], pairs: list[str | None] | None, is_whole: bool, with_special: bool = True
+    ) -> None:
         """Texts of the job: what precision, packing and calibration are tried on. is_whole: it has no others."""
         limits = [n for n in (self.settings.max_length, self.description.max_length) if n]
-        tokenizer = self.tokenizer(min(limits, default=UNKNOWN_MAX_LENGTH), pairs is not None)
+        tokenizer = self.tokenizer(min(limits, default=UNKNOWN_MAX_LENGTH), pairs is not None, special=with_special)
         tokenized = tokenizer.tokenize(texts, pairs)
         tokenizer.close()
         tokens, self.truncated_rows = tokenized.tokens, tokenized.truncated_rows
@@ -87,8 +91,10 @@ class Material:
     # -- tokenizer
 
     def tokenizer(
-        self, max_length: int | None, has_pairs: bool, package: str = "hf", threads: int | None = None
-    ) -> FastTokenizer:
+        self, max_length: int | None, has_pairs: bool, package: str = "hf", threads: int | None = None,
+        special: bool = True,
+    ) -> FastTokenizer:  # fmt: skip
+        """special: the special tokens of the model are put around a text."""
         backend, takes_type_ids, truncation_side = self.parts()
         settings = TokenizeSettings(
             max_length=max_length,
@@ -96,6 +102,7 @@ class Material:
             truncation_side=truncation_side,
             with_type_ids=takes_type_ids and (has_pairs or any(backend.encode("a").type_ids)),
             threads=threads or self.tokenizer_threads,
+            with_special_tokens=special,
         )
         return FastTokenizer(backend, settings, self.encoder(package, settings.threads))
 
@@ -160,6 +167,11 @@ class Material:
                 _add_lowercase(parts.backend)
             self._parts = parts
         return self._parts
+
+    def detokenize(self) -> Detokenize:
+        """Ids back to text, as the model's own tokenizer does it."""
+        backend = self.parts().backend
+        return detokenizer(backend, cleans_up(self.description.folder, backend))
 
     def trial(self) -> Tokens:
         """A few short rows for a backend to try the model on; the first two are equal."""

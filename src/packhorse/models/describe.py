@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.config import EngineConfig
-from packhorse.data import Adapter, ModelDescription
+from packhorse.data import WRITING_TASKS, Adapter, ModelDescription
 from packhorse.errors import ModelError, UsageError
 from packhorse.models.find import Found
 from packhorse.models.preflight import inside, read_object, understood
 from packhorse.models.sentence_transformers import ST_CONFIGS, read_modules, read_pooling, read_prompt
 
-TASKS = ("text-classification", "feature-extraction")
+TASKS = ("text-classification", "feature-extraction", *WRITING_TASKS)
+CAUSAL = ("ForCausalLM", "LMHeadModel")
 # A tokenizer that was saved without a limit says 1e30.
 NO_LIMIT = 10_000_000
 
@@ -42,7 +43,9 @@ def _description(
 ) -> ModelDescription:
     architecture = (config.get("architectures") or [""])[0]
     asked = adapter.task if adapter and adapter.task and settings.task == "auto" else settings.task
-    task = _task(asked, architecture, bool(modules))
+    is_encoder_decoder = bool(config.get("is_encoder_decoder"))
+    task = _task(asked, architecture, bool(modules), is_encoder_decoder)
+    _check_kind(task, is_encoder_decoder, folder)
     hidden = _first(config, "hidden_size", "d_model", "n_embd", "dim")
     if hidden is None:
         raise ModelError(f"{folder / 'config.json'}: no hidden_size in it; is this a text model?")
@@ -66,6 +69,8 @@ def _description(
         lower_case=bool(sentence.get("do_lower_case", False)),
         adapter=adapter,
         source="weights" if adapter else found.source,
+        dtype=_first(config, "dtype", "torch_dtype"),
+        is_encoder_decoder=is_encoder_decoder,
     )
 
 
@@ -73,17 +78,30 @@ def _first(config: dict[str, Any], *names: str) -> Any:
     return next((config[n] for n in names if config.get(n) is not None), None)
 
 
-def _task(asked: str, architecture: str, is_sentence_transformer: bool) -> str:
+def _task(asked: str, architecture: str, is_sentence_transformer: bool, is_encoder_decoder: bool) -> str:
     if asked != "auto":
         return asked
-    if is_sentence_transformer or architecture.endswith(("Model", "Encoder")):
+    is_body = architecture.endswith(("Model", "Encoder")) and not architecture.endswith(("MTModel", "LMHeadModel"))
+    if is_sentence_transformer or is_body:
         return "feature-extraction"
     if architecture.endswith("ForSequenceClassification"):
         return "text-classification"
+    if is_encoder_decoder and architecture.endswith(("ForConditionalGeneration", "MTModel", "LMHeadModel")):
+        return "text2text-generation"
+    if architecture.endswith(CAUSAL):
+        return "text-generation"
     raise UsageError(
         f"the model's architecture is {architecture or 'not named in config.json'}: no task can be read from it. "
         f"Say --task ({' or '.join(TASKS)}); feature-extraction embeds with the body of any encoder"
     )
+
+
+def _check_kind(task: str, is_encoder_decoder: bool, folder: Path) -> None:
+    """Raises UsageError where the task is for the other kind of model."""
+    if task == "text-generation" and is_encoder_decoder:
+        raise UsageError(f"--task {task}: {folder} reads with an encoder: --task text2text-generation is for those")
+    if task in WRITING_TASKS[1:] and not is_encoder_decoder:
+        raise UsageError(f"--task {task}: {folder} has no encoder: --task text-generation is for such models")
 
 
 def _labels(config: dict[str, Any], path: Path) -> tuple[str, ...]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from packhorse.data import Chunk, Position
+import pyarrow as pa
+
+from packhorse.data import Chunk, Position, RowError
 from packhorse.readers.columns import column_texts
 from packhorse.stages import Reader
 
@@ -33,39 +36,58 @@ class Sample:
         return self.texts[1] if len(self.texts) > 1 else None
 
 
-def take_sample(reader: Reader, text_columns: Sequence[str], limit: int | None, max_rows: int = SAMPLE_ROWS) -> Sample:
+TextsOf = Callable[[pa.Table, Mapping[int, RowError]], list[list[str | None]]]
+
+
+def take_sample(
+    reader: Reader, text_columns: Sequence[str], limit: int | None, max_rows: int = SAMPLE_ROWS,
+    columns: Sequence[str] = (), texts_of: TextsOf | None = None,
+) -> Sample:  # fmt: skip
     """Up to max_rows rows from up to 16 places spread over the input; of an input with --limit, its first rows.
 
+    texts_of: of a table and its rows in error, where a text is more than one column; columns: others that it looks at.
     A function of the input and the arguments alone, so that a resumed run sees the same rows. Raises InputError.
     """
     places = reader.spread(min(PLACES, max_rows)) if limit is None else [Position(0, 0)]
-    texts: list[list[str | None]] = [[] for _ in text_columns]
+    texts: list[list[str | None]] = [[] for _ in text_columns] if texts_of is None else [[]]
+    take = _Take(reader, text_columns, columns, texts_of or _plain(text_columns))
     most_bytes = (getattr(reader, "head_bytes", None) or sys.maxsize) // 2  # the job reads the rest of its rows once
     share, quota = 0.0, (max_rows if limit is None else min(max_rows, limit)) // len(places)
     for place, following in zip(places, [*places[1:], None], strict=True):
-        end = _take(reader, place, following, text_columns, quota, texts, most_bytes)
+        end = _take(take, place, following, quota, texts, most_bytes)
         share += reader.progress(end) - reader.progress(place)
     known, seen = reader.num_rows(), len(texts[0])
     total = float(known) if known is not None else seen / share if seen and share < ALL else float(seen)
     return Sample(texts, total if limit is None else min(total, limit))
 
 
+class _Take(NamedTuple):
+    reader: Reader
+    text_columns: Sequence[str]
+    columns: Sequence[str]
+    texts_of: TextsOf
+
+
+def _plain(text_columns: Sequence[str]) -> TextsOf:
+    return lambda table, errors: [column_texts(table[name], errors) for name in text_columns]
+
+
 def _take(
-    reader: Reader,
+    take: _Take,
     place: Position,
     following: Position | None,
-    text_columns: Sequence[str],
     quota: int,
     texts: list[list[str | None]],
     most_bytes: int,
 ) -> Position:
     """Adds the texts of up to `quota` rows from a place on, none of the following one's; where it ended."""
     end = place
-    for chunk in reader.read(place, list(text_columns), list(text_columns)):
+    read = list(dict.fromkeys([*take.columns, *take.text_columns]))
+    for chunk in take.reader.read(place, read, list(take.text_columns)):
         count = min(quota, _rows_before(chunk, following))
-        for name, seen in zip(text_columns, texts, strict=True):
-            errors = {i: error for i, error in chunk.errors.items() if i < count}
-            seen += column_texts(chunk.table[name].slice(0, count), errors)
+        errors = {i: error for i, error in chunk.errors.items() if i < count}
+        for seen, some in zip(texts, take.texts_of(chunk.table.slice(0, count), errors), strict=True):
+            seen += some
         quota -= count
         end = chunk.position(count)
         if not quota or count < chunk.table.num_rows or chunk.marks[count] >= most_bytes:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from packhorse.metrics import LiveCounters, RunReport
 from packhorse.plans import Plan
-from packhorse.report.text import forecast_line, plan_line, preview_lines, progress_line, summary_lines
+from packhorse.report.text import forecast_line, plan_line, preview_lines, progress_line, shortened, summary_lines
 
 PLAIN_EVERY_S = 10.0
 JSON_EVERY_S = 1.0
@@ -49,6 +49,14 @@ class Reporter:
             self._json("preview", rows=lines)
         else:
             self.note("\n".join(["first predictions:", *lines]))
+
+    def prompts(self, texts: Sequence[str | None]) -> None:
+        """The first prompts, as the model gets them."""
+        lines = [shortened(text) for text in texts]
+        if self._mode == "json":
+            self._json("prompts", texts=lines)
+        else:
+            self.note("\n".join(["first prompts:", *(f"  {line}" for line in lines)]))
 
     @contextmanager
     def progress(self, live: LiveCounters) -> Iterator[None]:

@@ -19,6 +19,10 @@ def plan_line(plan: Plan, model: str) -> str:
         f"{plan.batch_size} rows a batch" if plan.batching == "fixed" else f"{plan.max_batch_tokens:,} tokens a batch"
     )
     longest = f"up to {plan.max_length:,} tokens a row" if plan.max_length else "no maximum length"
+    if plan.engine is not None:
+        batches = f"{plan.batch_size} rows at once, up to {plan.max_new_tokens:,} new tokens each"
+        how = f"{plan.precision}, {plan.backend} {plan.engine}"
+        return f"{plan.task} with {model} on {plan.device} ({how}): {batches}, {longest} in all"
     return f"{plan.task} with {model} on {plan.device} ({plan.precision}, {plan.backend}): {batches}, {longest}"
 
 
@@ -31,6 +35,11 @@ def forecast_line(plan: Plan) -> str | None:
         "measured": f"measured in {duration(forecast.tuned_s)}", "cached": "measured by an earlier run",
     }.get(forecast.source, "predicted")  # fmt: skip
     return f"expected: {duration(forecast.total_s)} at {forecast.tokens_per_s:,.0f} tokens/s, {known}"
+
+
+def shortened(text: str | None) -> str:
+    """A text on one line."""
+    return "null" if text is None else _short(text)
 
 
 def preview_lines(texts: Sequence[str | None], predictions: pa.Table) -> list[str]:
@@ -87,6 +96,7 @@ def summary_lines(report: RunReport) -> list[str]:
         lines += [
             ("speed", f"{report.rows_per_s:,.1f} rows/s, {report.tokens_per_s:,.0f} real tokens/s{resumed}"),
             ("time", f"{duration(report.wall_s)} and {duration(report.setup_s)} of set-up; {_lanes(report)}"),
+            *_written(report),
             ("padding", f"{report.padding_efficiency:.1%} of computed tokens are real"),
             ("device", _device(report)),
             ("memory", f"{size(report.peak_bytes)} peak" + _device_memory(report)),
@@ -94,6 +104,19 @@ def summary_lines(report: RunReport) -> list[str]:
     if report.html_path:
         lines.append(("report", report.html_path))
     return [f"  {name:<11} {text}" for name, text in lines]
+
+
+def _written(report: RunReport) -> list[tuple[str, str]]:
+    """Of generation: what was written, and how much of it hung by a thread."""
+    done = report.this_run
+    if not done.generated_tokens:
+        return []
+    rate = f"{done.generated_tokens:,} tokens, {done.generated_tokens / max(report.wall_s, 1e-9):,.1f} a second"
+    lines = [("generated", rate)]
+    if report.counters.near_ties:
+        ties = f"{report.counters.near_ties:,} steps whose best two tokens are too close to tell apart for sure"
+        lines.append(("near ties", f"{ties}: other batches could choose otherwise there"))
+    return lines
 
 
 def _lanes(report: RunReport) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from packhorse.data import RowError, Tokenized, Tokens, offsets_of
 from packhorse.errors import UsageError
 from packhorse.tokenize.encoder import Difference, Encoder, HfEncoder
-from packhorse.tokenize.truncate import assemble, find_layout, kept_lengths
+from packhorse.tokenize.truncate import assemble, bare_layout, find_layout, kept_lengths
 
 # A text is cut here before tokenizing: 10 MB take 13 s and 1.5 GB, and a model reads the first tokens alone.
 MIN_TEXT_CHARS = 200_000
@@ -24,13 +24,18 @@ NO_DIFFERENCE = Difference("", 0, "", "")
 
 @dataclass(frozen=True, slots=True)
 class TokenizeSettings:
-    """max_length in tokens, special ones included; None: never truncated."""
+    """max_length in tokens, special ones included; None: never truncated.
+
+    with_special_tokens: whether those of the tokenizer's post-processor are put around a text. Special tokens that
+    stand in a text are read as what they are in either case.
+    """
 
     max_length: int | None
     prompt: str = ""
     truncation_side: str = "right"
     with_type_ids: bool = False
     threads: int = 1
+    with_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ class FastTokenizer:
         backend.no_padding()
         backend.no_truncation()
         self._settings = settings
-        self._layouts = {num: find_layout(backend, num == 2) for num in (1, 2)}
+        has_special = settings.with_special_tokens
+        self._layouts = {n: find_layout(backend, n == 2) if has_special else bare_layout(n) for n in (1, 2)}
         self._encoder: Encoder = encoder or HfEncoder(backend, settings.threads)
 
     def close(self) -> None:

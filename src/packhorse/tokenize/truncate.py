@@ -37,6 +37,11 @@ class Layout:
         return sum(map(len, self.gaps))
 
 
+def bare_layout(num_texts: int) -> Layout:
+    """No special tokens; the library's type ids are then those of the texts, 0 and 1."""
+    return Layout(((),) * (num_texts + 1), ((),) * (num_texts + 1), tuple(range(num_texts)))
+
+
 def find_layout(backend: Any, has_pairs: bool) -> Layout:
     """The layout of a tokenizer's post-processor, read off an example and proven on others.
 

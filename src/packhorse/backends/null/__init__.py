@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from packhorse.backends.null.generator import NullGenerator
 from packhorse.config import EngineConfig
 from packhorse.data import Batch, Float32s, Int64s, ModelCost, ModelDescription, Reduction, TokenizerParts
 from packhorse.errors import DeviceOutOfMemoryError, ModelError
@@ -79,7 +80,9 @@ def load_tokenizer(description: ModelDescription) -> TokenizerParts:
     return TokenizerParts(Tokenizer.from_file(str(path)), True, "right")
 
 
-def load(request: LoadRequest) -> NullModel:
+def load(request: LoadRequest) -> NullModel | NullGenerator:
+    if request.decoding is not None:
+        return NullGenerator(request.decoding, request.description.max_length)
     return NullModel(request.reduction)
 
 

@@ -1,0 +1,40 @@
+"""Settings that the model, its task and its backend allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from packhorse.config import EngineConfig, GenerationSettings
+from packhorse.data import ModelDescription
+from packhorse.errors import UsageError
+
+WRITING_BACKENDS = ("torch", "vllm", "null")
+OF_ALL_TASKS = ("long",)  # settings of generation that other tasks have too
+
+
+def check_settings(s: EngineConfig, about: ModelDescription, backend: str, precisions: Sequence[str]) -> None:
+    """Raises UsageError for what the backend has not, and for settings of generation where nothing is written, or the
+    other way round."""
+    if s.precision not in ("auto", *precisions):
+        raise UsageError(f"--precision {s.precision}: backend {backend} has {', '.join(precisions)}")
+    for flag, value in (("--provider", s.provider), ("--onnx-file", s.onnx_file)):
+        if backend != "onnx" and value not in (None, "auto"):
+            raise UsageError(f"{flag} {value}: belongs to --backend onnx, this is {backend}")
+    if s.compile and backend != "torch":
+        raise UsageError(f"--compile: belongs to --backend torch, this is {backend}")
+    if about.writes:
+        _check_writing(s, about.task, backend)
+        return
+    given = [n for n in GenerationSettings.model_fields if getattr(s, n) != type(s).model_fields[n].default]
+    unfit = [name for name in given if name not in OF_ALL_TASKS]
+    if unfit:
+        flag = "--" + unfit[0].replace("_", "-")
+        raise UsageError(f"{flag}: belongs to generation, and this model does {about.task}")
+
+
+def _check_writing(s: EngineConfig, task: str, backend: str) -> None:
+    if backend not in WRITING_BACKENDS:
+        raise UsageError(f"--backend {backend}: {task} runs on {' or '.join(WRITING_BACKENDS)}")
+    if s.compile or s.batching != "auto":
+        flag = "--compile" if s.compile else f"--batching {s.batching}"
+        raise UsageError(f"{flag}: not for {task}, whose batches --engine and --batch-size decide")

@@ -1,0 +1,11 @@
+"""text2text-generation: what an encoder-decoder model writes for each prompt."""
+
+from __future__ import annotations
+
+from packhorse.config import EngineConfig
+from packhorse.data import ModelDescription
+from packhorse.tasks.generated import GeneratedText
+
+
+def make(description: ModelDescription, settings: EngineConfig) -> GeneratedText:
+    return GeneratedText("text2text-generation", "generated_text", settings)

@@ -1,0 +1,55 @@
+"""Rows longer than the model takes are errors, where they are not to be cut."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from packhorse.data import Bools, RowError, Tokenized, Tokens, offsets_of
+from packhorse.errors import UsageError
+from packhorse.stages import Tokenizer
+
+KIND = "prompt_too_long"
+
+
+class LimitedTokenizer:
+    """The rows of another tokenizer, which must not truncate; those beyond a limit in error, without their tokens.
+
+    max_length: tokens that the model takes, of which max_new_tokens are left for what it writes (0 where its output
+    has a place of its own). Raises UsageError where that leaves none for a prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int, max_new_tokens: int = 0) -> None:
+        if max_new_tokens >= max_length:
+            raise UsageError(
+                f"--max-new-tokens {max_new_tokens}: the model takes {max_length:,} tokens, prompt and output "
+                f"together, so that none is left for a prompt; at most {max_length - 1:,} can be written"
+            )
+        self._tokenizer = tokenizer
+        self._max_length, self._max_new_tokens = max_length, max_new_tokens
+
+    def close(self) -> None:
+        self._tokenizer.close()
+
+    def tokenize(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Tokenized:
+        """As the other tokenizer does."""
+        made = self._tokenizer.tokenize(texts, pairs)
+        is_long = made.tokens.lengths > self._max_length - self._max_new_tokens
+        if not is_long.any():
+            return made
+        errors = {int(row): self._error(int(made.tokens.lengths[row])) for row in np.flatnonzero(is_long)}
+        return dataclasses.replace(made, tokens=_emptied(made.tokens, is_long), errors={**made.errors, **errors})
+
+    def _error(self, num_tokens: int) -> RowError:
+        what = f"{num_tokens:,} tokens, and the model takes {self._max_length:,}"
+        reserved = f" with {self._max_new_tokens:,} to generate" if self._max_new_tokens else ""
+        return RowError(KIND, f"{what}{reserved}; --long truncate cuts it")
+
+
+def _emptied(tokens: Tokens, rows: Bools) -> Tokens:
+    """rows: [n] which of them lose their tokens."""
+    keep = np.repeat(~rows, tokens.lengths)
+    type_ids = None if tokens.type_ids is None else tokens.type_ids[keep]
+    return Tokens(tokens.ids[keep], offsets_of(np.where(rows, 0, tokens.lengths)), type_ids)
