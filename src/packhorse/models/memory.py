@@ -15,6 +15,7 @@ INTERMEDIATE = ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "hidden_dim",
 # Beside the model: a process with torch and transformers imported holds 0.5 GB (measured, CPU build); a CUDA context
 # and the workspaces of its libraries take about as much of the device.
 OVERHEAD_BYTES = 512 * 2**20
+COMPOSED = ("gelu_new", "gelu_fast", "gelu_python", "quick_gelu")  # activations that transformers writes in Python
 ALTERNATIVES = ("bf16", "int8", "int4")
 
 
@@ -96,21 +97,26 @@ def _row_values(cache: CacheShape, prompt_tokens: int, new_tokens: int) -> int:
 def activation_bytes(config: Mapping[str, Any], value_bytes: int, tokens: int, rows: int) -> int:
     """The most that one forward of so many tokens holds beside weights and cache; rows: whose logits are computed.
 
-    The largest of three moments, over a residual and its norm of [tokens, hidden]:
-    - the feed-forward layer: three of [tokens, intermediate] (gate, up and the activated one; two without a gate);
-    - attention: queries, keys and values twice (before and after positions are turned into them), and the output;
-      scores are never held: SDPA and packed attention compute them in parts;
-    - the logits of the rows' last tokens: in the model's type, in float32 and once more while they are processed.
+    Four of [tokens, hidden] live throughout (embeddings, the layer's input, residual, norm), with the sines and cosines of
+    positions in float32, beside the larger of
+    - the feed-forward layer: three of [tokens, intermediate] (gate, up, their product); five where the activation is
+      written in several operators (gelu_new);
+    - attention: queries, keys and values twice, before and after positions are turned into them, and three more of the
+      queries' size on the way, or for keys and values repeated for every head; scores are never held whole;
+    or, after the layers, the logits of the rows' last tokens: in the model's type, in float32, and once more while they
+    are processed.
     """
     config = text_config(config)
     hidden = int(first_of(config, *HIDDEN) or 0)
     heads = int(first_of(config, *HEADS) or 1)
     head = int(first_of(config, "head_dim", "d_kv") or hidden // heads)
-    kv = cache_shape(config).values_per_token
-    feed_forward = 3 * int(first_of(config, *INTERMEDIATE) or 4 * hidden)
-    attention = 2 * (heads * head + kv) + heads * head
+    queries = heads * head
+    is_composed = first_of(config, "hidden_act", "activation_function", "dense_act_fn") in COMPOSED
+    feed_forward = (5 if is_composed else 3) * int(first_of(config, *INTERMEDIATE) or 4 * hidden)
+    attention = 2 * (queries + cache_shape(config).values_per_token) + 3 * queries
     logits = rows * int(config.get("vocab_size") or 0) * (value_bytes + 4 + 4)
-    return max(tokens * (2 * hidden + max(feed_forward, attention)) * value_bytes, logits)
+    body = (4 * hidden + max(feed_forward, attention)) * value_bytes + 2 * head * 4
+    return max(tokens * body, logits)
 
 
 def _smaller(

@@ -32,6 +32,7 @@ ALL_HEADS = re.compile(r"(^|\.)(classifier|score|classification_head|qa_outputs|
 EMBEDDINGS = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|shared|relative_attention_bias)(\.|$)")
 OUTPUT_EMBEDDINGS = ("lm_head.weight", "cls.predictions.decoder.weight", "embed_out.weight")
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+T5_OUT = re.compile(r"\.DenseReluDense\.wo\.")  # too large for float16, and left alone by transformers' quantizers
 EXPERTS = re.compile(r"\.experts(\.|$)")  # one parameter of all experts, and no linear layer, once loaded
 
 
@@ -106,7 +107,7 @@ def loaded(stored: Sequence[Stored], config: Mapping[str, Any], kind: str) -> tu
 def is_quantized(s: Stored) -> bool:
     """Whether int8 and int4 are made of it: the weight of a linear layer of the body, no embedding and no head."""
     is_matrix = len(s.shape) == 2 and s.name.endswith("weight") and s.dtype in FLOATS
-    others = (EMBEDDINGS, LANGUAGE_HEADS, ALL_HEADS, EXPERTS)
+    others = (EMBEDDINGS, LANGUAGE_HEADS, ALL_HEADS, EXPERTS, T5_OUT)
     return is_matrix and not any(names.search(s.name) for names in others)
 
 
@@ -121,10 +122,14 @@ def weight_bytes(
         raise UsageError(f"precision {precision}: sizes are known of {', '.join((*PRECISION_BYTES, *QUANTIZED))}")
     if "quantization_config" in config:
         return sum(s.num_bytes for s in kept)
-    plain = PRECISION_BYTES[precision if precision in PRECISION_BYTES else base]
-    if precision in PRECISION_BYTES:
-        return sum(s.numel * plain for s in kept)
-    return sum(quantized_bytes(s, precision, quantization, plain) if is_quantized(s) else s.numel * plain for s in kept)
+    plain = base if precision in QUANTIZED else precision
+
+    def num_bytes(s: Stored) -> int:
+        if precision in QUANTIZED and is_quantized(s):
+            return quantized_bytes(s, precision, quantization, PRECISION_BYTES[plain])
+        return s.numel * (4 if plain == "fp16" and T5_OUT.search(s.name) else PRECISION_BYTES[plain])
+
+    return sum(map(num_bytes, kept))
 
 
 def quantized_bytes(s: Stored, precision: str, quantization: Quantization, plain: int) -> int:

@@ -27,7 +27,7 @@ HEAD_BY_HEAD = range(200, 1_025)
 HALF_VECTOR = 32  # values of half precision in 512 bits
 FLASH_PACKAGES = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}
 # Arguments that change what attention means, and that this function does not know.
-UNKNOWN = ("softcap", "s_aux", "position_bias", "cache", "alibi")
+UNKNOWN = ("softcap", "s_aux", "sinks", "position_bias", "cache", "alibi", "indices", "block_indices")
 
 
 class PackingError(Exception):
@@ -68,13 +68,25 @@ def packed_attention(
         raise PackingError(f"{type(module).__name__} attends to other tokens than its own")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if pack.cache is None:
+        return attend_rows(query, key, value, pack, scale, causal, sliding_window), None
+    if not causal:
+        raise PackingError(f"{type(module).__name__} looks ahead, so that no row can be written token by token")
+    return pack.cache.attend(module, query, key, value, pack, scale, sliding_window), None
+
+
+def attend_rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scale: float, causal: bool,
+    window: int | None,
+) -> torch.Tensor:  # fmt: skip
+    """query [1, h, T, d], key and value [1, k, T, d] -> [1, T, h, d], each row of the pack by itself."""
     if query.is_cuda:
-        return _varlen(query, key, value, pack, scale, causal, sliding_window), None
+        return _varlen(query, key, value, pack, scale, causal, window)
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
     for run in pack.runs:
-        mask = pack.mask(run.length, sliding_window, causal)
+        mask = pack.mask(run.length, window, causal)
         _attend_run(query, key, value, out, run, scale, mask)
-    return out, None
+    return out
 
 
 # -- CPU: rows of one length at a time
@@ -120,7 +132,7 @@ def _matmul_attention(
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
     if mask is not None:
         scores.view(blocks * groups, length, length).masked_fill_(~mask, float("-inf"))
-    attended = torch.bmm(_softmax(scores), v)
+    attended = torch.bmm(softmax(scores), v)
     if groups > 1:
         return attended.view(-1, rows, groups, length, v.shape[-1]).transpose(1, 2).flatten(0, 1)
     return attended.view(heads, rows, length, v.shape[-1])
@@ -141,7 +153,7 @@ def _head_by_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: floa
     return out
 
 
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
+def softmax(scores: torch.Tensor) -> torch.Tensor:
     """Over the last dimension. torch's own for half precision is 2 to 3 times slower where rows are no multiple of its
     vectors (54 tokens: 1.40 ms, by way of fp32 0.6)."""
     if scores.dtype == torch.float32 or scores.shape[-1] % HALF_VECTOR == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,15 @@ class Run(NamedTuple):
     length: int
 
 
+class KeyValues(Protocol):
+    """Keys and values that outlive a forward: those of rows that are being written."""
+
+    def attend(
+        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scale: float,
+        window: int | None,
+    ) -> torch.Tensor: ...  # query [1, h, T, d], key and value [1, k, T, d] -> [1, T, h, d]; causal  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
     """The boundaries of n rows in a sequence of T tokens."""
@@ -32,6 +41,7 @@ class Pack:
     mask_shape: tuple[int, int] | None = None  # [B, S] of that batch
     masks: dict[tuple[int, int | None, bool], torch.Tensor] = field(default_factory=dict)  # made once for all layers
     attended: list[str] = field(default_factory=list)  # who called the attention function
+    cache: KeyValues | None = None  # attends in place of the pack, to more keys than the forward's own
 
     @property
     def starts(self) -> torch.Tensor:
@@ -69,7 +79,7 @@ def make_pack(lengths: Int64s, device: Any, kernel: str = "auto") -> Pack:
     is_cuda = torch.device(device).type == "cuda"
     on_device = {"device": device, "non_blocking": True}
     return Pack(
-        () if is_cuda else _runs(lengths, offsets),
+        () if is_cuda else runs_of(lengths, offsets),
         torch.from_numpy(np.ascontiguousarray(lengths, np.int64)).to(**on_device),
         torch.from_numpy(offsets.astype(np.int32)).to(**on_device),
         int(lengths.max(initial=0)),
@@ -77,7 +87,7 @@ def make_pack(lengths: Int64s, device: Any, kernel: str = "auto") -> Pack:
     )
 
 
-def _runs(lengths: Int64s, offsets: Int64s) -> tuple[Run, ...]:
+def runs_of(lengths: Int64s, offsets: Int64s) -> tuple[Run, ...]:
     firsts = np.flatnonzero(np.diff(lengths, prepend=-1))
     counts = np.diff(np.append(firsts, len(lengths)))
     return tuple(Run(int(offsets[f]), int(n), int(lengths[f])) for f, n in zip(firsts, counts, strict=True))

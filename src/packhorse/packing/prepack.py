@@ -58,9 +58,12 @@ def replace(body: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> Cal
 
 
 def weight_of(layer: nn.Module) -> torch.Tensor | None:
-    """[out, in] of a plain linear layer; None of anything else, subclasses included: they may do more."""
+    """[out, in] of a plain linear layer; None of anything else, subclasses included: they may do more. So may weights
+    of a tensor's subclass, as torchao's quantized ones are."""
     from transformers.pytorch_utils import Conv1D
 
+    if type(getattr(layer, "weight", None)) not in (nn.Parameter, torch.Tensor):
+        return None
     if type(layer) is nn.Linear and layer.weight.numel() >= MIN_WEIGHTS:
         return layer.weight
     if type(layer) is Conv1D and layer.weight.numel() >= MIN_WEIGHTS:

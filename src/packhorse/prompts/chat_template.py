@@ -2,7 +2,8 @@
 
 Rendered here, and not by tokenizer.apply_chat_template, for three reasons: nothing here loads torch; the time that a
 template may write into a prompt stands still, so that a resumed run has the prompts of the run before; and a prompt
-that grows without end is stopped. The text is the one that apply_chat_template gives, but for that time.
+that grows without end is stopped. The text is the one that apply_chat_template gives, but for that time; and as there,
+what spells a special token in a row's own text is read as that token by the tokenizer.
 """
 
 from __future__ import annotations
@@ -86,16 +87,13 @@ class ChatTemplate:
 
     @functools.cached_property
     def _takes_parts(self) -> bool:
-        """Whether a message whose content is a list of parts is read like one whose content is their text."""
-        text = "a text of two words"
-        ways: list[Messages] = [
-            [{"role": "user", "content": content}] for content in (text, [{"type": "text", "text": text}])
-        ]
+        """Whether content that is a list of parts comes out as their text, and not as a list that was written out."""
+        text = "a text of a part"
         try:
-            whole, parts = (self._rendered(messages, True) for messages in ways)
+            prompt = self._rendered([{"role": "user", "content": [{"type": "text", "text": text}]}], True)
         except Exception:  # noqa: BLE001 - a template is a program: one that cannot read parts may raise anything
             return False
-        return whole == parts
+        return text in prompt and f"'{text}'" not in prompt and f'"{text}"' not in prompt
 
     def _tokens(self, folder: Path) -> dict[str, str]:
         """The special tokens by their names. What the files leave open, and the template wants to know, the class of

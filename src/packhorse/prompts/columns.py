@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from packhorse.data import RowError
 from packhorse.jsontext import dumps
 
 RowErrors = Mapping[int, RowError]
+
+# Arrow writes as many digits of a second as the type has; Python, as many as there are.
+ZEROS_OF_SECONDS = r"(:\d\d)(?:\.0+|(\.\d*[1-9])0+)([Z+-].*)?$"
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -55,23 +59,27 @@ def _values_one_by_one(name: str, column: pa.ChunkedArray) -> tuple[list[Any], d
 
 
 def texts_of(name: str, column: pa.ChunkedArray, errors: RowErrors) -> tuple[list[str | None], dict[int, RowError]]:
-    """[n] what stands in the column, as text: strings as they are, numbers as Python writes them, true and false, lists
-    and structs as JSON. None for null and for a row in error."""
+    """[n] what stands in the column, as text: strings as they are, numbers and times as Python writes them, true and
+    false, lists and structs as JSON. None for null and for a row in error."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return texts_of(name, column.cast(kind.value_type), errors)
     if is_text(kind) or _is_written_by_arrow(kind):
         texts = without_errors(column, errors).cast(pa.large_string())
+        if pa.types.is_timestamp(kind) or pa.types.is_time(kind):
+            texts = pc.replace_substring_regex(texts, ZEROS_OF_SECONDS, r"\1\2\3")
         return texts.to_numpy(zero_copy_only=False).tolist(), {}
     if pa.types.is_floating(kind):
         return _float_texts(without_errors(column, errors)), {}
     values, found = values_of(name, column, errors)
-    return [None if value is None else dumps(value, default=str, ensure_ascii=False) for value in values], found
+    written = partial(dumps, default=str, ensure_ascii=False) if pa.types.is_nested(kind) else str
+    return [None if value is None else written(value) for value in values], found
 
 
 def _is_written_by_arrow(kind: pa.DataType) -> bool:
-    checks = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_temporal, pa.types.is_null)
-    return any(check(kind) for check in checks)
+    numbers = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+    times = (pa.types.is_timestamp, pa.types.is_date, pa.types.is_time)
+    return any(check(kind) for check in (*numbers, *times))
 
 
 def _float_texts(column: pa.ChunkedArray) -> list[str | None]:

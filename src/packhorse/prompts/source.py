@@ -127,10 +127,22 @@ def _through(
         prompts: list[str | None] = [None] * len(rows)
         for i, messages in enumerate(rows):
             if messages is not None:
-                try:
-                    prompts[i] = chat_template.render(with_system(messages, system_prompt))
-                except BadMessagesError as error:
-                    failed[i] = RowError(KIND, str(error))
+                prompt = _rendered(chat_template, with_system(messages, system_prompt))
+                if isinstance(prompt, RowError):
+                    failed[i] = prompt
+                else:
+                    prompts[i] = prompt
         return prompts, failed
 
     return texts
+
+
+def _rendered(chat_template: ChatTemplate, messages: Messages) -> str | RowError:
+    try:
+        prompt = chat_template.render(messages)
+        prompt.encode()
+    except BadMessagesError as error:
+        return RowError(KIND, str(error))
+    except UnicodeEncodeError:  # JSON can spell it
+        return RowError("lone_surrogate", "the messages have half a surrogate pair, which is no character")
+    return prompt

@@ -16,6 +16,7 @@ from packhorse.prompts.columns import RowErrors, texts_of
 PIECES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
 # What Python's format strings would do with these in a field is not done: no attributes, items, conversions, formats.
 FORMATTING = re.compile(r"[.\[!:]")
+OF_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 
 
 def read_template(value: str) -> str:
@@ -62,7 +63,7 @@ class Template:
             if field not in schema.names:
                 raise UsageError(f"{where}: {self._unknown(field, schema.names)}")
             kind = schema.field(field).type
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+            if any(check(kind) for check in OF_BYTES):
                 raise UsageError(f"{where}: the column holds bytes ({kind}), not text")
 
     def render(self, table: pa.Table, errors: RowErrors) -> tuple[list[str | None], dict[int, RowError]]:

@@ -10,8 +10,10 @@ import numpy as np
 from packhorse.data import Bools, RowError, Tokenized, Tokens, offsets_of
 from packhorse.errors import UsageError
 from packhorse.stages import Tokenizer
+from packhorse.tokenize.fast import MAX_UNTRUNCATED_CHARS
 
 KIND = "prompt_too_long"
+UNTOKENIZED = "text_too_long"  # what the other tokenizer says of a text that it does not even begin
 
 
 class LimitedTokenizer:
@@ -37,15 +39,15 @@ class LimitedTokenizer:
         """As the other tokenizer does."""
         made = self._tokenizer.tokenize(texts, pairs)
         is_long = made.tokens.lengths > self._max_length - self._max_new_tokens
-        if not is_long.any():
-            return made
-        errors = {int(row): self._error(int(made.tokens.lengths[row])) for row in np.flatnonzero(is_long)}
+        seen = {int(row): f"{made.tokens.lengths[row]:,} tokens" for row in np.flatnonzero(is_long)}
+        huge = [row for row, error in made.errors.items() if error.kind == UNTOKENIZED]
+        seen |= dict.fromkeys(huge, f"more than {MAX_UNTRUNCATED_CHARS:,} characters")
+        errors = {row: self._error(what) for row, what in seen.items()}
         return dataclasses.replace(made, tokens=_emptied(made.tokens, is_long), errors={**made.errors, **errors})
 
-    def _error(self, num_tokens: int) -> RowError:
-        what = f"{num_tokens:,} tokens, and the model takes {self._max_length:,}"
+    def _error(self, seen: str) -> RowError:
         reserved = f" with {self._max_new_tokens:,} to generate" if self._max_new_tokens else ""
-        return RowError(KIND, f"{what}{reserved}; --long truncate cuts it")
+        return RowError(KIND, f"{seen}, and the model takes {self._max_length:,}{reserved}; --long truncate cuts it")
 
 
 def _emptied(tokens: Tokens, rows: Bools) -> Tokens:

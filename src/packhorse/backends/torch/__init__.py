@@ -14,9 +14,9 @@ from packhorse.devices import ceilings as measured
 from packhorse.devices.host import available_bytes, cpu_precisions
 from packhorse.errors import ModelError, UsageError
 from packhorse.load_request import LoadRequest
-from packhorse.stages import LoadedModel
+from packhorse.stages import Generator, LoadedModel
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4", "fp8")
 NEEDS_WEIGHTS = True
 
 
@@ -44,7 +44,10 @@ def choose_device(settings: EngineConfig) -> str:
 
 
 def own_precision(description: ModelDescription, settings: EngineConfig) -> str | None:
-    return None
+    """int8, int4 or fp8 of a checkpoint that is quantized already."""
+    from packhorse.backends.torch.quantization import own
+
+    return own.own_precision(own.config_of(description.folder))
 
 
 def supported_precisions(device: str) -> tuple[str, ...]:
@@ -133,8 +136,12 @@ def load_tokenizer(description: ModelDescription) -> TokenizerParts:
     return TokenizerParts(tokenizer.backend_tokenizer, takes_type_ids, tokenizer.truncation_side)
 
 
-def load(request: LoadRequest) -> LoadedModel:
+def load(request: LoadRequest) -> LoadedModel | Generator:
     """Raises ModelError where weights are missing or do not fit the task."""
+    if request.decoding is not None:
+        from packhorse.backends.torch.generation.model import TorchGenerator
+
+        return TorchGenerator(request, load_tokenizer(request.description).backend)
     from packhorse.backends.torch.model import TorchModel
 
     return TorchModel(request)

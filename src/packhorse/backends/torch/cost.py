@@ -30,7 +30,7 @@ def measure_cost(model: Any, description: ModelDescription, ids: torch.Tensor) -
     def count(module: Any, args: tuple[Any, ...], _output: Any) -> None:
         positions = args[0].shape[:-1].numel()
         if positions in linear:
-            linear[positions] += 2.0 * module.weight.numel()
+            linear[positions] += 2.0 * _num_weights(module)
 
     watch = _AttentionWatch(model.config, ids.shape[1], 4.0 * description.attention_width)
     with _hooked(_linear_layers(model), count), watch.hooked(model), watch, torch.inference_mode():
@@ -51,6 +51,13 @@ def _linear_layers(model: nn.Module) -> list[nn.Module]:
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
     return [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
+
+
+def _num_weights(layer: Any) -> int:
+    """By the layer's shape: two 4-bit weights are one number of its tensor."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features * layer.out_features
+    return int(layer.weight.numel())
 
 
 @contextmanager

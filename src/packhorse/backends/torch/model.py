@@ -12,9 +12,12 @@ from packhorse.backends.torch.attention import check_attention, implementation
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.int8 import quantize
 from packhorse.backends.torch.layouts import Compiled, Layout, Packed, Padded
+from packhorse.backends.torch.quantization.choice import QUANTIZED
+from packhorse.backends.torch.quantization.loading import QuantizedLoading, quantized_loading
+from packhorse.backends.torch.quantization.memory import weight_bytes
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
-from packhorse.backends.torch.weights import base_precision, load_weights, max_positions, weight_bytes
+from packhorse.backends.torch.weights import auto_class, base_precision, load_weights, max_positions
 from packhorse.backends.torch.workers import PendingValues, Values, Workers
 from packhorse.data import Batch, Float32s, Int64s, Tokens
 from packhorse.devices.gemm import DTYPES
@@ -28,7 +31,6 @@ from packhorse.packing.probe import TOLERANCE, error, probe_rows
 
 # Largest difference between a row alone and in a padded batch, as a share of the largest value.
 PARITY = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
-QUANTIZED = frozenset({"int8"})
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 4, 8_192  # rows a forward, tokens in all
 TRIAL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, BatchRefusedError)
 
@@ -42,8 +44,12 @@ class TorchModel:
         check_attention(request.attention, request.device)
         if request.attention == "flex_attention" and request.device == "cpu":
             self.notes += ("flex_attention is compiled for every new shape: on a CPU that takes minutes",)
-        self._base = base_precision(request.precision, request.device)
-        self._model = _on_device(request, DTYPES[self._base])
+        self._quantized = quantized_loading(request, auto_class(request.reduction), generates=False)
+        # A library's kernels round activations about as bf16 does, whatever the type of the rest.
+        self._base = "bf16" if self._quantized else base_precision(request.precision, request.device)
+        self._model = _on_device(request, DTYPES[self._base], self._quantized)
+        if self._quantized is not None:
+            self.notes += self._quantized.finish(self._model, request)
         self.max_length = max_positions(self._model)
         self.reduction = dataclasses.replace(request.reduction)
         self._reducer = Reducer(request.reduction, request.device)
@@ -89,7 +95,7 @@ class TorchModel:
             self._pack(request, rows, alone)
         if request.attention == "packed" and not self.is_packed:
             raise ModelError(f"{request.description.folder}: --attention packed: {self.notes[-1]}; leave it out")
-        if request.device == "cpu" and not request.compiled:
+        if request.device == "cpu" and not request.compiled and self._quantized is None:
             self._speed_up_layers(request, first_two, rows, alone)
         self.weight_bytes = weight_bytes(self._model)
 
@@ -195,11 +201,13 @@ class TorchModel:
         return np.concatenate([output.numpy() for output in outputs])
 
 
-def _on_device(request: LoadRequest, dtype: torch.dtype) -> Any:
+def _on_device(request: LoadRequest, dtype: torch.dtype, quantized: QuantizedLoading | None) -> Any:
     if request.device.startswith("cuda"):
         torch.cuda.set_device(request.device)
+    options = {} if quantized is None else quantized.options
     try:
-        return load_weights(request.description, request.reduction, dtype, implementation(request)).to(request.device)
+        model = load_weights(request.description, request.reduction, dtype, implementation(request), options)
+        return model if "device_map" in options else model.to(request.device)
     except torch.OutOfMemoryError as failure:
         folder, precision = request.description.folder, request.precision
         raise ModelError(f"{folder}: its weights in {precision} do not fit on {request.device}: {failure}") from failure

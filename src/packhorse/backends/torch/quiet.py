@@ -7,23 +7,28 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LIBRARIES = ("torch", "torchao", "bitsandbytes")  # the last two say at import which kernels they do not find
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences transformers' logger, its progress bars and Python warnings inside the block, and restores them."""
+    """Silences transformers' logger and progress bars, the loggers of libraries that it imports and Python warnings
+    inside the block, and restores them."""
     from transformers.utils import logging as hf_logging
 
     verbosity, had_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    root_level = logging.getLogger("torch").level
+    levels = {name: logging.getLogger(name).level for name in LIBRARIES}
     hf_logging.set_verbosity(logging.CRITICAL)
     hf_logging.disable_progress_bar()
-    logging.getLogger("torch").setLevel(logging.ERROR)
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         hf_logging.set_verbosity(verbosity)
-        logging.getLogger("torch").setLevel(root_level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         if had_bars:
             hf_logging.enable_progress_bar()

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from packhorse.backends.torch.merge import merge_adapter
+from packhorse.backends.torch.quantization.choice import base_of
+from packhorse.backends.torch.quantization.memory import weight_bytes as weight_bytes
 from packhorse.backends.torch.quiet import quiet
 from packhorse.data import Adapter, ModelDescription, Reduction
-from packhorse.devices.host import cpu_precisions
-from packhorse.errors import ModelError, UsageError
+from packhorse.errors import ModelError
 from packhorse.packing.heads import position_table
 
 
 def load_weights(
-    description: ModelDescription, reduction: Reduction, dtype: torch.dtype, attention: str | None = None
+    description: ModelDescription,
+    reduction: Reduction,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    quantized: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The transformers model in eval mode. attention: an implementation by transformers' name. Raises ModelError."""
-    from transformers import AutoModel, AutoModelForSequenceClassification
-
-    auto = AutoModelForSequenceClassification if reduction.kind == "classify" else AutoModel
+    """The transformers model in eval mode. attention: an implementation by transformers' name. quantized: keyword
+    arguments of from_pretrained that stand above dtype (quantization.loading). Raises ModelError."""
+    auto = auto_class(reduction, description.is_encoder_decoder)
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    options["dtype"] = torch.float32 if description.adapter else dtype
+    options |= quantized or {}
     if description.adapter is not None:  # merged in fp32, then cast
         options |= _room_for_head(description.adapter, reduction)
     with quiet():
         try:
             model, loading = auto.from_pretrained(
-                description.folder, dtype=torch.float32 if description.adapter else dtype, use_safetensors=True,
-                local_files_only=True, trust_remote_code=False, output_loading_info=True, **options,
+                description.folder, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                output_loading_info=True, **options,
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise ModelError(f"{description.folder}: cannot be loaded for {description.task}: {error}") from error
@@ -42,6 +48,21 @@ def load_weights(
         model, missing = merged.model.to(dtype), missing - merged.replaced
     _check_complete(model, description, reduction, sorted(missing))
     return model.eval()
+
+
+def auto_class(reduction: Reduction, is_encoder_decoder: bool = False) -> Any:
+    """Of transformers, for the task."""
+    with quiet():  # transformers imports quantization libraries on its way, which warn
+        from transformers import (
+            AutoModel,
+            AutoModelForCausalLM,
+            AutoModelForSeq2SeqLM,
+            AutoModelForSequenceClassification,
+        )
+
+    if reduction.kind == "generate":
+        return AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+    return AutoModelForSequenceClassification if reduction.kind == "classify" else AutoModel
 
 
 def _room_for_head(adapter: Adapter, reduction: Reduction) -> dict[str, Any]:
@@ -65,12 +86,8 @@ def _check_complete(model: Any, description: ModelDescription, reduction: Reduct
 
 
 def base_precision(precision: str, device: str) -> str:
-    """What the weights are loaded in: for int8 the type in which all but the linear layers stay. Raises UsageError."""
-    if precision != "int8":
-        return precision
-    if device != "cpu":
-        raise UsageError(f"--precision int8: backend torch has it on cpu alone for now, the device is {device}")
-    return "bf16" if "bf16" in cpu_precisions() else "fp32"
+    """What the weights are loaded in: for packhorse's own int8 the type in which all but the linear layers stay."""
+    return precision if precision != "int8" else base_of(device)
 
 
 def pad_id(config: Any) -> int:
@@ -89,14 +106,3 @@ def max_positions(model: nn.Module) -> int | None:
     if table is None:
         return None
     return table.num_embeddings - (table.padding_idx + 1 if table.padding_idx is not None else 0)
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Of all weights, each once: parameters, and the tensors that oneDNN's layers keep in their place."""
-    tensors = {id(tensor): tensor for module in model.modules() for tensor in _weights_of(module)}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _weights_of(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))

@@ -1,0 +1,164 @@
+"""A transformers model that writes: loaded, proven, and given to the engine that is right for it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from packhorse.backends.torch.attention import Pinned, check_attention
+from packhorse.backends.torch.cost import measure_cost
+from packhorse.backends.torch.generation.continuous import ContinuousEngine
+from packhorse.backends.torch.generation.continuous_probe import fits
+from packhorse.backends.torch.generation.loading import LoadedWeights, load_for_generation
+from packhorse.backends.torch.generation.static import StaticEngine
+from packhorse.backends.torch.generation.stepping import Stepper
+from packhorse.backends.torch.placement import first_device, is_split
+from packhorse.backends.torch.quantization.memory import weight_bytes
+from packhorse.backends.torch.quiet import quiet
+from packhorse.backends.torch.weights import max_positions
+from packhorse.data import ModelCost
+from packhorse.errors import ModelError, UsageError
+from packhorse.generation import Generated, Prompts
+from packhorse.load_request import LoadRequest
+from packhorse.packing.linear import is_available
+from packhorse.packing.prepack import prepack
+from packhorse.stages import OnStep
+
+PACKED = ("auto", "packed")  # kinds of attention that the continuous engine has
+
+
+class Writer(Protocol):
+    def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated: ...
+
+
+class TorchGenerator:
+    def __init__(self, request: LoadRequest, tokenizer: Any) -> None:
+        """tokenizer: the model's, as tokenizers.Tokenizer. Raises ModelError, and UsageError where what was asked for
+        is not available here."""
+        check_attention(request.attention, request.device)
+        self.device = request.device
+        self._weights: LoadedWeights = load_for_generation(request)
+        self._model = self._weights.model
+        self.notes: tuple[str, ...] = self._weights.notes
+        self.reduction = request.reduction
+        self._set_threads(request)
+        limits = [n for n in (request.description.max_length, max_positions(self._model)) if n]
+        self.max_length = min(limits, default=None)
+        self._pinned = Pinned(request.attention)
+        assert request.decoding is not None
+        with quiet():
+            positions = None if request.description.is_encoder_decoder else self.max_length
+            self._stepper = Stepper(self._model, tokenizer, request.decoding, positions)
+            self.cost = self._cost(request)
+            self.weight_bytes = weight_bytes(self._model)
+            if request.device == "cpu" and self._weights.is_plain:
+                self._speed_up_layers(request)
+            self._writer: Writer = self._choose(request)
+        self.attention = "packed" if self.engine == "continuous" else _attention_of(request, self._model)
+        self.max_new_tokens, self.is_sampled = self._stepper.max_new_tokens, self._stepper.is_sampled
+
+    def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated:
+        with torch.inference_mode(), self._pinned:
+            return self._writer.generate(prompts, max_rows, max_prefill_tokens, on_step)
+
+    def peak_bytes(self) -> int | None:
+        return torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
+
+    def close(self) -> None:
+        self._weights.close()
+        del self._model, self._writer, self._weights
+
+    # -- what this model can do
+
+    def _choose(self, request: LoadRequest) -> Writer:
+        """The engine asked for, else the first that is right for model and settings."""
+        asked = request.engine
+        self.engine = asked if asked != "auto" else self._best(request)
+        if asked == "continuous":
+            self._check_continuous(request)
+        made = self._made(request)
+        self.notes += tuple(getattr(made, "notes", ()))
+        return made
+
+    def _made(self, request: LoadRequest) -> Writer:
+        model, stepper, device = self._model, self._stepper, self._input_device
+        if self.engine == "continuous":
+            return ContinuousEngine(model, stepper, device)
+        if self.engine == "static":
+            return StaticEngine(model, stepper, device, request.trial)
+        if self.engine == "paged":
+            from packhorse.backends.torch.generation.paged import PagedEngine
+
+            return PagedEngine(model, stepper, device, request.trial)
+        from packhorse.backends.torch.generation.library import LibraryEngine
+
+        return LibraryEngine(model, stepper, device, request.trial)
+
+    def _best(self, request: LoadRequest) -> str:
+        if self._stepper.needs_library is not None:
+            self.notes += (f"transformers' own generate(): {self._stepper.needs_library}",)
+            return "generate"
+        why_not = self._why_not_continuous(request)
+        if why_not is None:
+            return "continuous"
+        if not request.description.is_encoder_decoder:
+            self.notes += (f"rows run in batches that they leave, not enter: {why_not}",)
+        return "static"
+
+    def _why_not_continuous(self, request: LoadRequest) -> str | None:
+        if request.attention not in PACKED:
+            return f"--attention {request.attention} is for padded batches"
+        if is_split(self._model):
+            return "its layers lie on several devices"
+        return fits(self._model, self.device, request.trial, self.max_length)
+
+    def _check_continuous(self, request: LoadRequest) -> None:
+        why_not = self._why_not_continuous(request)
+        if why_not is not None:
+            raise UsageError(f"--engine continuous: {why_not}; --engine auto takes another")
+
+    @property
+    def _input_device(self) -> str:
+        return str(first_device(self._model)) if is_split(self._model) else self.device
+
+    def _set_threads(self, request: LoadRequest) -> None:
+        if request.device == "cpu":
+            torch.set_num_threads(request.threads)
+
+    def _cost(self, request: LoadRequest) -> ModelCost:
+        """None is known of a model with an encoder: its two sides have lengths of their own."""
+        if request.description.is_encoder_decoder or is_split(self._model):
+            return ModelCost()
+        ids = request.trial.take(np.array([0, 1])).ids.reshape(2, -1)
+        try:
+            return measure_cost(
+                self._model, request.description, torch.from_numpy(ids.astype(np.int64)).to(self.device)
+            )
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as failure:
+            raise ModelError(f"{request.description.folder}: a trial forward failed: {failure}") from failure
+
+    def _speed_up_layers(self, request: LoadRequest) -> None:
+        """On a CPU: the linear layers in oneDNN's order, if the logits stay what they are."""
+        if not is_available(self._model.dtype):
+            return
+        ids = torch.from_numpy(request.trial.take(np.array([0])).ids.astype(np.int64))[None]
+        inputs: dict[str, torch.Tensor] = {"input_ids": ids}
+        if request.description.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids
+
+        def logits() -> torch.Tensor:
+            with torch.inference_mode():
+                return self._model(**inputs).logits.float()
+
+        before = logits()
+        undo = prepack(self._model, logits)
+        difference = float((logits() - before).abs().max() / before.std().clamp_min(1e-12))
+        if difference > (1e-4 if self._model.dtype == torch.float32 else 0.1):
+            undo()
+            self.notes += (f"torch's own linear layers: oneDNN's differ by {difference:.2g} of the logits' spread",)
+
+
+def _attention_of(request: LoadRequest, model: Any) -> str:
+    return request.attention if ":" in request.attention else str(model.config._attn_implementation)

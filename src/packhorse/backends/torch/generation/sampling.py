@@ -1,0 +1,156 @@
+"""Sampling whose noise belongs to a row: one uniform number a step from a counter, and the inverse of the row's own
+cumulative distribution, in the order of the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from packhorse.data import Float64s, Int64s
+from packhorse.generation import UInt64s
+
+# Philox4x32-10: multipliers of the two products and steps of the two keys, of rounds 10 (Salmon, Moraes, Dror, Shaw:
+# Parallel Random Numbers: As Easy as 1, 2, 3, SC11, table 2 and section 4.1).
+MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
+KEY_STEPS = np.array([[0x9E3779B9], [0xBB67AE85]], np.uint64)
+ROUNDS = 10
+LOW = np.uint64(0xFFFFFFFF)
+WORD = np.uint64(32)
+
+# Of the whole mass: a number so near to where a token's share ends may fall on either side of it.
+NEAR_BOUNDARY = 1e-6
+
+# top_p alone: the most likely tokens that are looked at before all are sorted, and how near to top_p a sum may come
+# before transformers' own sort has to decide.
+NUCLEUS = 256
+NEAR_TOP_P = 2e-6
+
+# Elements of float64 that are worked on at a time: 8 MiB.
+CHUNK = 2**20
+
+# What these leave depends on the tokens left so far alone, so that they may be given only those.
+NARROWING = frozenset({
+    "TopPLogitsWarper", "MinPLogitsWarper", "TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper",
+    "LogitNormalization",
+})  # fmt: skip
+
+
+class Choice(NamedTuple):
+    """One token a row: ids [B] int64, is_near [B] bool, is_sure [B] bool or None where all are."""
+
+    ids: torch.Tensor
+    is_near: torch.Tensor
+    is_sure: torch.Tensor | None = None
+
+
+def uniforms(seed: int, keys: UInt64s, samples: Int64s, steps: Int64s) -> Float64s:
+    """[n] numbers in [0, 1), each a function of (seed, key, sample, step) alone: 53 bits of Philox4x32-10 with the
+    seed as key and (step, sample, key) as counter. seed: its lowest 64 bits count."""
+    counter = np.empty((4, len(keys)), np.uint64)
+    counter[0], counter[1] = steps.astype(np.uint64) & LOW, samples.astype(np.uint64) & LOW
+    counter[2], counter[3] = keys & LOW, keys >> WORD
+    words = philox(counter, np.array([[seed & 0xFFFFFFFF], [seed >> 32 & 0xFFFFFFFF]], np.uint64))
+    high, low = words[0] >> np.uint64(5), words[1] >> np.uint64(6)  # 27 and 26 bits
+    result: Float64s = (high * 67108864.0 + low) / 9007199254740992.0
+    return result
+
+
+def philox(counter: UInt64s, key: UInt64s) -> UInt64s:
+    """Philox4x32-10. counter [4, n] and key [2, 1], 32-bit words in 64 bits -> [4, n] words."""
+    for step in range(ROUNDS):
+        product = counter[0::2] * MULTIPLIERS  # of words 0 and 2
+        mixed = (product[::-1] >> WORD) ^ counter[1::2] ^ (key + np.uint64(step) * KEY_STEPS & LOW)
+        counter = np.stack([mixed[0], product[1] & LOW, mixed[1], product[0] & LOW])
+    return counter
+
+
+class Sampler:
+    """transformers' warpers, and a choice among what they leave.
+
+    Where top_k or top_p comes first only the tokens that can be left are looked at. Sets of tokens are those that the
+    warpers leave of all scores: where rounding could decide, the row is done again with the warpers themselves.
+    """
+
+    def __init__(self, warpers: Sequence[Any]) -> None:
+        """warpers: transformers', in their order."""
+        self._warpers = list(warpers)
+        rest = list(warpers)
+        is_scaled = bool(rest) and _name(rest[0]) == "TemperatureLogitsWarper"
+        self._temperature = rest.pop(0).temperature if is_scaled else 1.0
+        first = _name(rest[0]) if rest else ""
+        self._rest = rest[1:]
+        is_narrow = all(_name(w) in NARROWING for w in self._rest)
+        self._top_k = rest[0].top_k if is_narrow and first == "TopKLogitsWarper" else None
+        self._top_p = rest[0].top_p if is_narrow and first == "TopPLogitsWarper" else None
+
+    def choose(self, scores: torch.Tensor, uniform: torch.Tensor) -> Choice:
+        """scores [B, V] float32 before the warpers, uniform [B] float64. Rows that are not sure are for
+        choose_among_all."""
+        num_tokens = scores.shape[1]
+        if self._top_k is not None and self._top_k < num_tokens:
+            return self._among(*self._top(scores), uniform)
+        if self._top_p is not None and num_tokens > NUCLEUS:
+            return self._among(*self._nucleus(scores), uniform)
+        return self.choose_among_all(scores, uniform)
+
+    def choose_among_all(self, scores: torch.Tensor, uniform: torch.Tensor) -> Choice:
+        """As choose, with the warpers over all scores."""
+        for warper in self._warpers:
+            scores = warper(None, scores)
+        rows = max(1, CHUNK // scores.shape[1])
+        chunks = zip(scores.split(rows), uniform.split(rows), strict=True)
+        parts = [inverse_cdf(part, numbers) for part, numbers in chunks]
+        return Choice(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _among(self, values: torch.Tensor, ids: torch.Tensor, is_sure: torch.Tensor, uniform: torch.Tensor) -> Choice:
+        """values [B, K] of the tokens ids [B, K], -inf where not left."""
+        ids, order = ids.sort(-1)
+        values = values.gather(1, order)
+        for warper in self._rest:
+            values = warper(None, values)
+        place, is_near = inverse_cdf(values, uniform)
+        return Choice(ids.gather(1, place[:, None])[:, 0], is_near, is_sure)
+
+    def _top(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Values [B, k], ids [B, k]; sure where the one behind them is less: transformers keeps all that are equal."""
+        assert self._top_k is not None
+        values, ids = scores.topk(self._top_k + 1, -1)
+        values = values / self._temperature
+        return values[:, :-1], ids[:, :-1], values[:, -2] > values[:, -1]
+
+    def _nucleus(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Values and ids [B, NUCLEUS]: a token is left where those more likely than it have less than top_p of the
+        mass. Sure where no sum comes near top_p, the last token left has no equal and all lie among the NUCLEUS."""
+        values, ids = scores.topk(NUCLEUS, -1)
+        values = values / self._temperature
+        top = values[:, :1]
+        mass = (scores / self._temperature).sub_(top).exp_().sum(-1, dtype=torch.float64, keepdim=True)
+        share = (values - top).double().exp() / mass
+        before = share.cumsum(-1) - share
+        is_left = before < self._top_p
+        is_left[:, 0] = True
+        distance = (before[:, 1:] - self._top_p).abs().amin(-1)
+        count = is_left.sum(-1, keepdim=True).clamp(max=NUCLEUS - 1)
+        has_equal = values.gather(1, count - 1) == values.gather(1, count)
+        is_sure = (distance > NEAR_TOP_P) & ~has_equal[:, 0] & ~is_left[:, -1]
+        return values.masked_fill(~is_left, -torch.inf), ids, is_sure
+
+
+def inverse_cdf(scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """scores [B, K], uniform [B] float64 -> the first place [B] whose cumulative softmax exceeds the row's number, and
+    whether the number is within NEAR_BOUNDARY of where that place's share begins or ends. In float64, in order."""
+    weights = scores.to(torch.float64)
+    cumulative = (weights - weights.amax(-1, keepdim=True)).exp_().cumsum(-1)
+    total = cumulative[:, -1:]
+    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    place = torch.searchsorted(cumulative, target, right=True)
+    above = cumulative.gather(1, place) - target
+    below = target - torch.where(place > 0, cumulative.gather(1, (place - 1).clamp(min=0)), 0.0)
+    return place[:, 0], (torch.minimum(above, below) < NEAR_BOUNDARY * total)[:, 0]
+
+
+def _name(warper: Any) -> str:
+    return type(warper).__name__
