@@ -28,7 +28,7 @@ def causal_model(kind: str, **config: Any) -> Any:
     return model
 
 
-# --- of the tests of stepping and of constrained output -----------------------------------------------------------------
+# --- of the tests of stepping and of constrained output ---
 
 
 def tiny_llm(kind: str, vocab_size: int = 320, **settings: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from packhorse.metrics import RunReport
 from packhorse.outputs.manifest import RunFolder
 from packhorse.outputs.mirrored import MirroredFolder
 from packhorse.plans import Plan
+from packhorse.prompts import as_chats, make_prompts
 from packhorse.readers import check_no_options, open_input
 from packhorse.readers.columns import column_texts, guess_text_column, has_lone_surrogate
 from packhorse.readers.cut import ShardRows
@@ -33,6 +35,7 @@ from packhorse.tuning.gate import MIN_JOB_ROWS
 from packhorse.writers import make_writer
 
 TEXT, PAIR = "text", "text_pair"
+CHATS = "messages"
 STREAM_ROWS = 1_024
 
 
@@ -53,12 +56,13 @@ class Engine:
         self._loader = Loader(settings)
         self._stages: Stages | None = None
         wants_rows = settings.precision in ("auto", "int8", "fp8") or settings.tokenizer == "auto"
-        self._is_open = wants_rows and not settings.exact
+        self._is_open = wants_rows and not settings.exact and not self._loader.description.writes
         self._plan = self._decide([], None)
 
     @property
     def task(self) -> str:
-        """text-classification or feature-extraction."""
+        """text-classification, feature-extraction, text-generation, text2text-generation, summarization or
+        translation."""
         return self._plan.task
 
     @property
@@ -66,8 +70,9 @@ class Engine:
         """What was decided so far: device, precision, token budget, maximum length."""
         return self._plan
 
-    def predict(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None = None) -> pa.Table:
-        """Predictions for texts (or pairs of them), one row a text, in their order.
+    def predict(self, texts: Sequence[Any], pairs: Sequence[str | None] | None = None) -> pa.Table:
+        """Predictions for texts (or pairs of them), one row a text, in their order. Where text is generated a text may
+        also be a list of chat messages, {"role", "content"}, which go through the model's chat template.
 
         Returns a table with the columns of a run's output without the input's: for text-classification `label`,
         `score` (and `scores`), for feature-extraction `embedding`; last `error`, null or {kind, message}: a text
@@ -78,9 +83,27 @@ class Engine:
             raise UsageError("predict takes a list of texts; for one text give [text]")
         if pairs is not None and len(pairs) != len(texts):
             raise UsageError(f"{len(texts)} texts and {len(pairs)} pairs: there must be as many")
+        budget = Budget(self._plan.max_batch_tokens, self._plan.batch_size)
+        if self._loader.description.writes:
+            if pairs is not None:
+                raise UsageError(f"{self.task} goes on from one text a row: leave pairs out")
+            chats, errors = as_chats(texts)
+            rows = ShardRows.of(pa.table({CHATS: chats}), errors) if chats is not None else _rows(texts, None)
+            return predict(rows, self._writing(rows), budget)
         rows = _rows(texts, pairs)
         self._decide_anew(rows)
-        return predict(rows, self._ready(pairs is not None), Budget(self._plan.max_batch_tokens, self._plan.batch_size))
+        budget = Budget(self._plan.max_batch_tokens, self._plan.batch_size)
+        return predict(rows, self._ready(pairs is not None), budget)
+
+    def generate(self, prompts: Sequence[Any]) -> list[Any]:
+        """What the model writes on each prompt: a text, or a list of them with num_return_sequences above 1; None where
+        a prompt cannot be done. A prompt is a text or a list of chat messages.
+
+        Raises UsageError where the task is none that generates.
+        """
+        if not self._loader.description.writes:
+            raise UsageError(f"generate() is for models that write, this engine does {self.task}: use predict()")
+        return list(self.predict(prompts).column(0).to_pylist())
 
     def embed(self, texts: Sequence[str | None]) -> Float32s:
         """Embeddings as an array [N, D] in float32; a row of NaN where a text cannot be done. int8 comes with its
@@ -166,6 +189,19 @@ class Engine:
             self._stages = self._loader.stages(plan, keep=[])
         return self._stages
 
+    def _writing(self, rows: ShardRows) -> Stages:
+        """With the prompts of these rows: texts as they stand, or chats."""
+        s, schema = self.settings, rows.table.schema
+        messages = CHATS if CHATS in schema.names else None
+        is_chat = bool(s.chat or s.system_prompt is not None or messages is not None)
+        text = None if messages else TEXT
+        folder = self._loader.description.folder
+        prompts = make_prompts(schema, text, None, messages, is_chat, s.system_prompt, folder) if is_chat else None
+        if self._stages is None or (self._stages.prompts is not None) != is_chat:
+            self._drop_stages()
+            self._stages = self._loader.stages(self._plan, keep=[], prompts=prompts)
+        return dataclasses.replace(self._stages, prompts=prompts)
+
     def _drop_stages(self) -> None:
         if self._stages is not None:
             self._stages.tokenizer.close()
@@ -197,7 +233,8 @@ def run_with(
         config = with_format(config, reader.files[0])
         files = make_writer(config.output_extension).files
         folder = MirroredFolder(config.output, is_file=False, store=folder.store, files=files)
-    guess_text_column(reader.schema(), config.text_column, config.pair_column)  # before a model is downloaded
+    if config.template is None and config.messages_column is None:  # before a model is downloaded
+        guess_text_column(reader.schema(), config.text_column, config.pair_column)
     reporter = Reporter("none" if config.quiet else config.progress)
     again = (lambda groups: reopen(groups=groups)) if is_path else None
     return Job(config, loader or Loader(settings), reader, folder, reporter, stop or Stop(), again).run()

@@ -158,4 +158,6 @@ class RunConfig(EngineConfig):
     def settings(self) -> dict[str, Any]:
         """What the manifest compares on resume, as JSON values."""
         written = {"output_format": self.output_extension[1:]}
+        if self.template is not None and self.template.startswith("@"):  # what it says counts, not where it stands
+            written["template"] = Path(self.template[1:]).read_text(encoding="utf-8")
         return self.model_dump(mode="json", exclude=set(NOT_IN_MANIFEST)) | written

@@ -97,8 +97,8 @@ def _row_values(cache: CacheShape, prompt_tokens: int, new_tokens: int) -> int:
 def activation_bytes(config: Mapping[str, Any], value_bytes: int, tokens: int, rows: int) -> int:
     """The most that one forward of so many tokens holds beside weights and cache; rows: whose logits are computed.
 
-    Four of [tokens, hidden] live throughout (embeddings, the layer's input, residual, norm), with the sines and cosines of
-    positions in float32, beside the larger of
+    Four of [tokens, hidden] live throughout (embeddings, the layer's input, residual, norm), with sines and cosines of
+    the positions in float32, beside the larger of
     - the feed-forward layer: three of [tokens, intermediate] (gate, up, their product); five where the activation is
       written in several operators (gelu_new);
     - attention: queries, keys and values twice, before and after positions are turned into them, and three more of the

@@ -3,7 +3,8 @@
 - A prompt that vLLM refuses is a row error.
 - An exception while several rows run is narrowed down by halves until the row that raises it alone is found.
 - Outputs that do not come, or come unfinished, are asked for once more.
-- A process that dies is started once more, and what it had not finished is computed again.
+- A process that dies is started once more, and what it had not finished is computed again. One whose engine an
+  exception left dead is started again until the row is found.
 
 How many rows run together never depends on time: vLLM gets up to max_rows at once and the next one with each that ends.
 """
@@ -25,7 +26,8 @@ from packhorse.load_request import LoadRequest
 from packhorse.stages import OnStep
 
 MEMORY_WORDS = ("out of memory", "outofmemory", "not enough memory")
-MAX_RESTARTS = 1  # a call of generate
+MAX_DEATHS = 1  # a call of generate: after these the process is started again
+MAX_CRASHES = 12  # likewise, after exceptions that left the engine dead: one bad row of 1,024 takes 11 to be found
 TWICE = "vLLM gave no whole output for this row, and none when it was asked again"
 
 
@@ -35,6 +37,22 @@ class Answer(NamedTuple):
     failure: str | None = None
     suspects: Sequence[int] = ()
     is_alive: bool = True
+
+
+class Ends:
+    """Counts how processes ended while one call of generate lasted."""
+
+    def __init__(self) -> None:
+        self._deaths = self._crashes = 0
+
+    def count(self, answer: Answer) -> None:
+        """Raises ModelError where it is enough."""
+        self._crashes += bool(answer.suspects)
+        self._deaths += not answer.suspects
+        if self._deaths > MAX_DEATHS:
+            raise ModelError(f"vLLM's process died {self._deaths} times; the last one {answer.failure}")
+        if self._crashes > MAX_CRASHES:
+            raise ModelError(f"vLLM's engine died {self._crashes} times; the last time of {answer.failure}")
 
 
 class VllmModel:
@@ -78,7 +96,7 @@ class VllmModel:
 
     def _compute(self, outcomes: Outcomes, numbers: list[int], max_rows: int) -> None:
         """Closes every number. groups: what is still to be computed, each together; the last one is next."""
-        groups, restarts, asked_again = [numbers], 0, set[int]()
+        groups, ends, asked_again = [numbers], Ends(), set[int]()
         while groups:
             group = [n for n in groups.pop() if outcomes.is_open(n)]
             if not group:
@@ -90,9 +108,7 @@ class VllmModel:
             still = [n for n in group if outcomes.is_open(n)]
             if not answer.is_alive:
                 self._kill()
-                restarts += 1
-                if restarts > MAX_RESTARTS:
-                    raise ModelError(f"vLLM's process died {restarts} times; the last one {answer.failure}")
+                ends.count(answer)
             if answer.failure is not None and answer.suspects:
                 groups += self._narrowed(outcomes, still, answer)
             elif answer.failure is not None:

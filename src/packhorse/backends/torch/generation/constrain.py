@@ -40,6 +40,8 @@ class Constraint:
         self._xgrammar = _xgrammar(flag)
         self._vocab_size, self._eos = vocab_size, frozenset(eos)
         vocabulary = encoded_vocabulary(tokenizer, vocab_size, flag)
+        if decoding.json_schema is not None:  # JSON escapes control characters; xgrammar's strings with lengths do not
+            vocabulary = [b"" if any(byte < 0x20 for byte in token) else token for token in vocabulary]
         info = self._xgrammar.TokenizerInfo(
             vocabulary, self._xgrammar.VocabType.RAW, vocab_size=vocab_size, stop_token_ids=sorted(self._eos)
         )

@@ -80,13 +80,19 @@ def _unfit_by_trial(model: Any, device: str, trial: Tokens, tolerance: float | N
         [a[len(t) - STEPS - 1 :][: len(b)] for t, a, b in zip(texts, alone, together, strict=True)]
     )
     if tolerance is None:
-        tolerance = TOLERANCE[PRECISIONS.get(model.dtype, "bf16")]
+        tolerance = TOLERANCE[_precision(model)]
     if (difference := error(expected, np.concatenate(together))) > tolerance:
         return f"packed, logits differ from those of each prompt alone by {difference:.2g} of their spread"
     longest = alone[int(np.argmax([len(text) for text in texts]))]
     if behind and (difference := error(longest[list(behind)], np.stack(list(behind.values())))) > tolerance:
         return f"behind a shared prefix, logits differ by {difference:.2g} of their spread"
     return None
+
+
+def _precision(model: Any) -> str:
+    """Products with weights of 8 or 4 bits may round by what else stands in the batch: no better than bf16's."""
+    is_quantized = getattr(model, "hf_quantizer", None) is not None
+    return "bf16" if is_quantized else PRECISIONS.get(model.dtype, "bf16")
 
 
 def _texts(trial: Tokens, max_length: int | None) -> list[Int32s]:
@@ -115,9 +121,7 @@ class _Given:
         return int(self.text[self.length])
 
 
-def _together(
-    decoder: PackedDecoder, texts: Sequence[Int32s]
-) -> tuple[list[Float32s], Mapping[int, int | None]]:  # fmt: skip
+def _together(decoder: PackedDecoder, texts: Sequence[Int32s]) -> tuple[list[Float32s], Mapping[int, int | None]]:
     """Logits [tokens, V] of every text behind its prompt and the tokens given, and the layers' windows."""
     prompts = [text[:-STEPS] for text in texts]
     values, keys = decoder.prefill(prompts)

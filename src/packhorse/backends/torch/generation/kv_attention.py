@@ -160,7 +160,7 @@ class _OnDevice:
 def _matmul_wins(q: torch.Tensor) -> bool:
     """In half precision on a CPU, for one query at a time: 2.5 times as fast as SDPA, which is as fast in fp32, and
     where several heads share keys."""
-    return q.device.type == "cpu" and q.dtype != torch.float32 and q.shape[2] == 1
+    return q.is_cpu and q.dtype != torch.float32 and q.shape[2] == 1
 
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:

@@ -18,9 +18,9 @@ def common_prefix(prompts: Sequence[Int32s]) -> Int32s:
     In sorted order, rows that share a beginning are neighbours: it is the longest one that the first and the last of
     any half have in common.
     """
-    half = int(np.ceil(len(prompts) * MIN_SHARE))
+    half = max(int(np.ceil(len(prompts) * MIN_SHARE)), 2)
     nothing = np.empty(0, np.int32)
-    if half < 2:
+    if len(prompts) < half:
         return nothing
     ordered = sorted(prompts, key=lambda prompt: prompt.astype(">i4").tobytes())
     pairs = zip(ordered, ordered[half - 1 :], strict=False)

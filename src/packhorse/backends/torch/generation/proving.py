@@ -67,7 +67,7 @@ class _Judge:
             with out_of_memory_named(self._device):
                 together = self._together(prompts, [ids for ids, _ in alone], leaving)
         except FAILURES as failure:
-            return False, f"the model does not take it ({type(failure).__name__}: {_first_line(failure)})"
+            return False, f"the model does not take it ({type(failure).__name__}: {first_line(failure)})"
         seen = np.concatenate([logits[: len(t)] for (_, logits), t in zip(alone, together, strict=True)])
         difference = error(seen, np.concatenate(together))
         return difference <= self._tolerance, f"logits differ by {difference:.1g} from those of each prompt alone"
@@ -96,27 +96,21 @@ class _Judge:
 
     def _generated(self, prompt: Int32s) -> tuple[list[int], Float32s]:
         ids = torch.from_numpy(prompt.astype(np.int64))[None].to(self._device)
-        start = {} if self._decoder_start is None else {"decoder_input_ids": self._start_ids()}
         try:
-            with plain_decoding(self._model), out_of_memory_named(self._device):
-                out = self._model.generate(ids, attention_mask=torch.ones_like(ids), **start)
+            with plain_decoding(self._model, self._decoder_start), out_of_memory_named(self._device):
+                out = self._model.generate(ids, attention_mask=torch.ones_like(ids))
         except FAILURES as failure:
-            raise ModelError(f"transformers' generate() does not run this model: {_first_line(failure)}") from failure
+            raise ModelError(f"transformers' generate() does not run this model: {first_line(failure)}") from failure
         logits = torch.stack([step[0].float().cpu() for step in out.logits]).numpy()
         return out.sequences[0, -len(logits) :].tolist(), logits
 
-    def _start_ids(self) -> torch.Tensor:
-        assert self._decoder_start is not None
-        return torch.from_numpy(self._decoder_start.astype(np.int64))[None].to(self._device)
-
 
 @contextlib.contextmanager
-def plain_decoding(model: Any) -> Iterator[None]:
+def plain_decoding(model: Any, decoder_start: Int32s | None) -> Iterator[None]:
     """generate() takes a few tokens greedily: what the model's own file says of beams, rules and ends is set aside."""
     own = model.generation_config
-    plain = GenerationConfig(
-        bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id, decoder_start_token_id=own.decoder_start_token_id
-    )
+    start = None if decoder_start is None else int(decoder_start[0])
+    plain = GenerationConfig(bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id, decoder_start_token_id=start)
     plain.update(do_sample=False, max_new_tokens=TOKENS, output_logits=True, return_dict_in_generate=True)
     model.generation_config = plain
     try:
@@ -135,5 +129,5 @@ def _prompts(trial: Tokens) -> tuple[list[Int32s], list[Int32s]]:
     return different, equal
 
 
-def _first_line(failure: Exception) -> str:
+def first_line(failure: Exception) -> str:
     return (str(failure).splitlines() or [""])[0][:120]

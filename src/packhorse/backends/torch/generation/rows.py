@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -78,7 +79,7 @@ class RunningRows:
     def _left_padded(self, prompts: Sequence[Int32s]) -> torch.Tensor:
         """[rows, longest] ids. A mask only where there is padding, as generate() has it; positions count what is not."""
         accepted = inspect.signature(self._model.forward).parameters
-        ids, mask = _padded(prompts, from_left=True)
+        ids, mask = padded(prompts, from_left=True)
         self.prefill_tokens = ids.size
         is_real = torch.from_numpy(mask).to(self._device)
         if "position_ids" in accepted:
@@ -91,7 +92,7 @@ class RunningRows:
 
     def _encoded(self, prompts: Sequence[Int32s], decoder_start: Int32s) -> torch.Tensor:
         """[rows, start] ids of the decoder; the encoder has run."""
-        ids, mask = _padded(prompts, from_left=False)
+        ids, mask = padded(prompts, from_left=False)
         self.prefill_tokens = ids.size + len(prompts) * len(decoder_start)
         is_real = torch.from_numpy(mask).to(self._device)
         source = torch.from_numpy(ids).to(self._device)
@@ -102,21 +103,20 @@ class RunningRows:
         return start[None].repeat(len(prompts), 1)
 
 
-def decoder_start_of(model: Any) -> Int32s | None:
-    """What an encoder-decoder model's outputs begin with, as generate() finds it; None for a decoder.
+def decoder_start_of(model: Any, config: GenerationConfig) -> Int32s | None:
+    """[1] what an encoder-decoder model's outputs begin with under a Stepper's config; None for a decoder.
 
-    Raises ModelError where the model says neither decoder_start_token_id nor bos_token_id.
+    Raises ModelError where neither decoder_start_token_id nor bos_token_id is known.
     """
     if not model.config.is_encoder_decoder:
         return None
-    own = model.generation_config
-    start = own.decoder_start_token_id if own.decoder_start_token_id is not None else own.bos_token_id
+    start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.bos_token_id
     if start is None:
         raise ModelError("the model names no decoder_start_token_id: its generation_config.json has to")
     return np.atleast_1d(np.array(start, np.int32))[:1]
 
 
-def _padded(prompts: Sequence[Int32s], from_left: bool) -> tuple[np.ndarray, np.ndarray]:
+def padded(prompts: Sequence[Int32s], from_left: bool) -> tuple[np.ndarray, np.ndarray]:
     """int64 [rows, longest] ids and mask."""
     longest = max(len(p) for p in prompts)
     ids = np.full((len(prompts), longest), PAD, np.int64)

@@ -23,10 +23,10 @@ WORD = np.uint64(32)
 # Of the whole mass: a number so near to where a token's share ends may fall on either side of it.
 NEAR_BOUNDARY = 1e-6
 
-# top_p alone: the most likely tokens that are looked at before all are sorted, and how near to top_p a sum may come
-# before transformers' own sort has to decide.
-NUCLEUS = 256
-NEAR_TOP_P = 2e-6
+# top_p alone: the most likely tokens that are looked at first, and where those are not enough, before all are sorted; and
+# how near to top_p a sum may come before transformers' own sort has to decide.
+WIDTHS = (64, 1024)
+NEAR_TOP_P = 1e-6
 
 # Elements of float64 that are worked on at a time: 8 MiB.
 CHUNK = 2**20
@@ -39,11 +39,18 @@ NARROWING = frozenset({
 
 
 class Choice(NamedTuple):
-    """One token a row: ids [B] int64, is_near [B] bool, is_sure [B] bool or None where all are."""
+    """One token a row: ids [B] int64, is_near [B] bool."""
 
     ids: torch.Tensor
     is_near: torch.Tensor
-    is_sure: torch.Tensor | None = None
+
+
+class Likely(NamedTuple):
+    """values [B, K] float32 of the tokens ids [B, K], -inf where not left; is_sure [B]: no other token is left."""
+
+    values: torch.Tensor
+    ids: torch.Tensor
+    is_sure: torch.Tensor
 
 
 def uniforms(seed: int, keys: UInt64s, samples: Int64s, steps: Int64s) -> Float64s:
@@ -87,44 +94,54 @@ class Sampler:
         self._top_p = rest[0].top_p if is_narrow and first == "TopPLogitsWarper" else None
 
     def choose(self, scores: torch.Tensor, uniform: torch.Tensor) -> Choice:
-        """scores [B, V] float32 before the warpers, uniform [B] float64. Rows that are not sure are for
-        choose_among_all."""
-        num_tokens = scores.shape[1]
-        if self._top_k is not None and self._top_k < num_tokens:
-            return self._among(*self._top(scores), uniform)
-        if self._top_p is not None and num_tokens > NUCLEUS:
-            return self._among(*self._nucleus(scores), uniform)
-        return self.choose_among_all(scores, uniform)
+        """scores [B, V] float32 before the warpers, uniform [B] float64."""
+        asked = WIDTHS if self._top_p is not None else () if self._top_k is None else (self._top_k,)
+        return self._choose(scores, uniform, [width for width in asked if width < scores.shape[1]])
 
-    def choose_among_all(self, scores: torch.Tensor, uniform: torch.Tensor) -> Choice:
-        """As choose, with the warpers over all scores."""
-        for warper in self._warpers:
-            scores = warper(None, scores)
-        rows = max(1, CHUNK // scores.shape[1])
-        chunks = zip(scores.split(rows), uniform.split(rows), strict=True)
-        parts = [inverse_cdf(part, numbers) for part, numbers in chunks]
-        return Choice(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    def likely(self, scores: torch.Tensor, width: int) -> Likely:
+        """What temperature and top_k, or top_p, leave of the `width` most likely tokens."""
+        return self._top(scores) if self._top_k is not None else self._nucleus(scores, width)
 
-    def _among(self, values: torch.Tensor, ids: torch.Tensor, is_sure: torch.Tensor, uniform: torch.Tensor) -> Choice:
-        """values [B, K] of the tokens ids [B, K], -inf where not left."""
-        ids, order = ids.sort(-1)
-        values = values.gather(1, order)
+    def _choose(self, scores: torch.Tensor, uniform: torch.Tensor, widths: Sequence[int]) -> Choice:
+        if not widths:
+            return self._among_all(scores, uniform)
+        likely = self.likely(scores, widths[0])
+        choice = self._among(likely, uniform)
+        unsure = (~likely.is_sure).nonzero()[:, 0]
+        if not unsure.numel():
+            return choice
+        again = self._choose(scores[unsure], uniform[unsure], widths[1:])
+        return Choice(*(old.index_copy(0, unsure, new) for old, new in zip(choice, again, strict=True)))
+
+    def _among(self, likely: Likely, uniform: torch.Tensor) -> Choice:
+        ids, order = likely.ids.sort(-1)
+        values = likely.values.gather(1, order)
         for warper in self._rest:
             values = warper(None, values)
         place, is_near = inverse_cdf(values, uniform)
-        return Choice(ids.gather(1, place[:, None])[:, 0], is_near, is_sure)
+        return Choice(ids.gather(1, place[:, None])[:, 0], is_near)
 
-    def _top(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Values [B, k], ids [B, k]; sure where the one behind them is less: transformers keeps all that are equal."""
+    def _among_all(self, scores: torch.Tensor, uniform: torch.Tensor) -> Choice:
+        """The warpers and the sum over all scores."""
+        rows = max(1, CHUNK // scores.shape[1])
+        parts = []
+        for part, numbers in zip(scores.split(rows), uniform.split(rows), strict=True):
+            for warper in self._warpers:
+                part = warper(None, part)
+            parts.append(inverse_cdf(part, numbers))
+        return Choice(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _top(self, scores: torch.Tensor) -> Likely:
+        """Sure where the token behind them is less: transformers keeps all that equal the last."""
         assert self._top_k is not None
         values, ids = scores.topk(self._top_k + 1, -1)
         values = values / self._temperature
-        return values[:, :-1], ids[:, :-1], values[:, -2] > values[:, -1]
+        return Likely(values[:, :-1], ids[:, :-1], values[:, -2] > values[:, -1])
 
-    def _nucleus(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Values and ids [B, NUCLEUS]: a token is left where those more likely than it have less than top_p of the
-        mass. Sure where no sum comes near top_p, the last token left has no equal and all lie among the NUCLEUS."""
-        values, ids = scores.topk(NUCLEUS, -1)
+    def _nucleus(self, scores: torch.Tensor, width: int) -> Likely:
+        """A token is left where those more likely than it have less than top_p of the mass. Sure where no sum comes
+        near top_p, the last token left has no equal and all of them are among the width."""
+        values, ids = scores.topk(width, -1)
         values = values / self._temperature
         top = values[:, :1]
         mass = (scores / self._temperature).sub_(top).exp_().sum(-1, dtype=torch.float64, keepdim=True)
@@ -133,10 +150,10 @@ class Sampler:
         is_left = before < self._top_p
         is_left[:, 0] = True
         distance = (before[:, 1:] - self._top_p).abs().amin(-1)
-        count = is_left.sum(-1, keepdim=True).clamp(max=NUCLEUS - 1)
+        count = is_left.sum(-1, keepdim=True).clamp(max=width - 1)
         has_equal = values.gather(1, count - 1) == values.gather(1, count)
         is_sure = (distance > NEAR_TOP_P) & ~has_equal[:, 0] & ~is_left[:, -1]
-        return values.masked_fill(~is_left, -torch.inf), ids, is_sure
+        return Likely(values.masked_fill(~is_left, -torch.inf), ids, is_sure)
 
 
 def inverse_cdf(scores: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

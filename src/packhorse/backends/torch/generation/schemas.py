@@ -4,6 +4,7 @@ refused, so that an output that ended is valid."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,10 @@ FORMATS = frozenset({
 
 # A schema with one of them has nothing else but annotations: what stands beside them would be left out.
 ALONE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
+
+# In a pattern: what xgrammar ignores (look-around, boundaries, back references), and characters that JSON has to
+# escape, which it would write as they are.
+NOT_KEPT = re.compile(r'"|\(\?[^:]|\\[^dwsDWS./\-+*?()\[\]{}|^$@#%&=:;,!<>~_ ]')
 
 # Python's types of JSON values, by JSON schema's names.
 VALUES: dict[str, type | tuple[type, ...]] = {
@@ -100,6 +105,9 @@ def _check_typed(node: Mapping[str, Any], place: str) -> None:
         raise _refusal(
             place, "lengths beside a pattern would not be kept", "say the length in the pattern, as in a{1,5}"
         )
+    for pattern in (*([node["pattern"]] if "pattern" in node else ()), *node.get("patternProperties", ())):
+        if found := NOT_KEPT.search(pattern):
+            raise _refusal(place, f"{found[0]!r} in the pattern {pattern!r} would not be kept", "use classes, or enum")
     if "format" in node and node["format"] not in FORMATS:
         raise _refusal(place, f"format {node['format']!r} would not be kept", f"known: {', '.join(sorted(FORMATS))}")
 

@@ -12,7 +12,7 @@ from packhorse.backends.torch.generation.memory import out_of_memory_named
 from packhorse.backends.torch.generation.proving import prove
 from packhorse.backends.torch.generation.rows import RunningRows, decoder_start_of
 from packhorse.backends.torch.generation.stepping import Row, Stepper, generated
-from packhorse.data import Int64s, RowError, Tokens
+from packhorse.data import Int32s, Int64s, RowError, Tokens
 from packhorse.errors import UsageError
 from packhorse.generation import Generated, Prompts
 from packhorse.stages import OnStep
@@ -36,7 +36,7 @@ class StaticEngine:
         if stepper.needs_library is not None:
             raise UsageError(f"--engine static cannot do this: {stepper.needs_library}. Use --engine generate.")
         self._model, self._stepper, self._device = model, stepper, device
-        self._decoder_start = decoder_start_of(model)
+        self._decoder_start = decoder_start_of(model, stepper.config)
         proven = prove(model, device, trial, self._decoder_start)
         self._runs_batches, self._leaves = proven.batches, proven.leaves
         self.pads_safely, self.notes = proven.pads_safely, proven.notes
@@ -49,7 +49,8 @@ class StaticEngine:
         """
         errors = empty_prompts(prompts.tokens)
         rows = rows_of(self._stepper, prompts, self._decoder_start)
-        schedule = self._schedule(prompts.tokens.lengths, max_rows if self._runs_batches else 1, max_prefill_tokens)
+        lengths = without_done(prompts.tokens.lengths, rows, on_step)
+        schedule = self._schedule(lengths, max_rows if self._runs_batches else 1, max_prefill_tokens)
         with torch.inference_mode(), out_of_memory_named(self._device):
             while (batch := schedule.next()) is not None:
                 self._run([rows[i] for i in batch], batch // self._stepper.num_samples, on_step)
@@ -58,7 +59,9 @@ class StaticEngine:
 
     def _schedule(self, lengths: Int64s, max_rows: int, max_tokens: int) -> Schedule:
         target = self._stepper.max_new_tokens if self._decoder_start is not None else None
-        return Schedule(lengths, self._stepper.num_samples, max_rows, max_tokens, self.pads_safely, self._leaves, target)
+        return Schedule(
+            lengths, self._stepper.num_samples, max_rows, max_tokens, self.pads_safely, self._leaves, target
+        )
 
     def _run(self, rows: list[Row], prompt_of: Int64s, on_step: OnStep) -> None:
         """Until all of them are done. prompt_of [rows]: rows of one number share their prompt."""
@@ -146,7 +149,7 @@ class Schedule:
         return self._written // self._learned + 1 if self._learned else min(self._target, longest)
 
 
-def rows_of(stepper: Stepper, prompts: Prompts, decoder_start: Any) -> list[Row]:
+def rows_of(stepper: Stepper, prompts: Prompts, decoder_start: Int32s | None) -> list[Row]:
     """In the order prompt * num_samples + sample; the samples of a prompt share its array."""
     tokens = prompts.tokens
     arrays = [tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]] for i in range(tokens.num_rows)]
@@ -155,6 +158,14 @@ def rows_of(stepper: Stepper, prompts: Prompts, decoder_start: Any) -> list[Row]
         for array, key in zip(arrays, prompts.keys, strict=True)
         for sample in range(stepper.num_samples)
     ]
+
+
+def without_done(lengths: Int64s, rows: Sequence[Row], on_step: OnStep) -> Int64s:
+    """[n] lengths of prompts, 0 for those that leave the model no position to write in: their outputs are finished."""
+    is_done = np.array([row.is_done for row in rows], bool).reshape(len(lengths), -1).all(1)
+    if done := int((is_done & (lengths > 0)).sum()) * (len(rows) // max(len(lengths), 1)):
+        on_step(done, 0)
+    return np.where(is_done, 0, lengths)
 
 
 def empty_prompts(tokens: Tokens) -> dict[int, RowError]:

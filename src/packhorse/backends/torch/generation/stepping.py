@@ -129,11 +129,7 @@ class Stepper:
         keys = np.array([row.key for row in rows], np.uint64)
         samples, steps = (np.array(list(v)) for v in zip(*((r.sample, r.num_generated) for r in rows), strict=True))
         uniform = torch.from_numpy(uniforms(self._seed, keys, samples, steps)).to(scores.device)
-        choice = self._sampler.choose(scores, uniform)
-        ids, is_near = choice.ids, choice.is_near
-        if choice.is_sure is not None and (unsure := (~choice.is_sure).nonzero()[:, 0]).numel():
-            again = self._sampler.choose_among_all(scores[unsure], uniform[unsure])
-            ids, is_near = ids.index_copy(0, unsure, again.ids), is_near.index_copy(0, unsure, again.is_near)
+        ids, is_near = self._sampler.choose(scores, uniform)
         return ids.to(raw.device), is_near.to(raw.device)
 
     def _append(self, rows: Sequence[Row], ids: list[int], near: list[bool], logprobs: list[float] | None) -> None:

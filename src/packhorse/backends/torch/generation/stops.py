@@ -21,7 +21,8 @@ class StopStrings:
     As transformers' StopStringCriteria has it: prompt and output are one text, put together from what each token
     stands for inside a text; a stop string counts where it ends inside the last token and begins at most as many
     tokens earlier as the longest stop string has characters (bytes for byte-level and byte-fallback vocabularies).
-    What a token stands for is looked up when it first comes, not for a whole vocabulary in advance.
+    What a token stands for is looked up when it first comes, not for a whole vocabulary in advance; a stop string that
+    no token can end, which transformers refuses, therefore stops nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: str | Sequence[str]) -> None:
