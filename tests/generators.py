@@ -90,3 +90,31 @@ def sentencepiece_tokenizer() -> Any:
     )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
+
+
+# --- of the tests of static batches -------------------------------------------------------------------------------------
+
+
+def seq2seq_model(kind: str, **config: Any) -> Any:
+    """An encoder-decoder model with random weights in float32, in eval mode; kind is transformers' model_type. 256
+    positions where it has a limit, 2 layers each side, no token that ends an output."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    t5 = {"d_model": 64, "num_layers": 2, "d_kv": 16, "num_heads": 4, "d_ff": 128, "decoder_start_token_id": 0}
+    sides = {
+        f"{side}_{name}": n
+        for side in ("encoder", "decoder")
+        for name, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 128))
+    }
+    bart = {"d_model": 64, "max_position_embeddings": 256, "decoder_start_token_id": 2, "forced_eos_token_id": None}
+    own = t5 if "t5" in kind else {**bart, **sides, "bos_token_id": 0}
+    pad = 0 if "t5" in kind else 1
+    torch.manual_seed(0)
+    made = AutoConfig.for_model(kind, **{"vocab_size": VOCAB, "pad_token_id": pad, **own, **config})
+    model = AutoModelForSeq2SeqLM.from_config(made).eval()
+    for weight in model.parameters():
+        if weight.ndim == 2:  # the models' own spread is too narrow for outputs to depend on their source
+            torch.nn.init.normal_(weight, 0, 0.25)
+    model.generation_config.eos_token_id = None
+    return model

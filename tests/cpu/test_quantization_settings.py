@@ -105,6 +105,7 @@ def test_full_precision_takes_no_quantization() -> None:
         ("fp8", "torchao", {"type": "float8_dynamic"}, r"compute capability 8\.9.*the device is cpu.*--precision int8"),
         ("int4", "torchao", {"groupsize": 32}, r"groupsize=\.\.\.: unknown to torchao int4_weight_only; did you mean "
          r"'group_size'"),
+        ("int8", "torchao", {"typ": 1}, r"did you mean 'type'\? Legal.* are type, group_size, granularity, modules"),
         ("int4", "torchao", {"group_size": 2.5}, r"group_size=2\.5: has to be a whole number"),
         ("int8", "torchao", {"granularity": "per_column"}, r"one of per_row, per_tensor"),
         ("int8", "torchao", {"type": "int8_dynamic", "act_mapping_type": "none"}, r"act_mapping_type=none: has to be"),

@@ -226,6 +226,9 @@ def test_loading_that_fails_or_lasts_too_long(fake: pytest.MonkeyPatch, folder: 
     fake.setenv("FAKE_VLLM_LOAD_ERROR", "No available memory for the KV cache")
     with pytest.raises(ModelError, match=r"ValueError: No available memory[^$]*gpu_memory_utilization[^$]*last line"):
         backend.load(request_for(folder))
+    fake.setenv("FAKE_VLLM_LOAD_EXIT", "3")
+    with pytest.raises(ModelError, match="its process ended with status 3"):
+        backend.load(request_for(folder))
     fake.setenv("FAKE_VLLM_LOAD_S", "60")
     fake.setenv(LOAD_TIMEOUT, "0.5")
     with pytest.raises(ModelError, match=LOAD_TIMEOUT):

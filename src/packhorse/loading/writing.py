@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import statistics
 import time
 from typing import NamedTuple
 
-import numpy as np
-
-from packhorse.data import Int64s
 from packhorse.errors import DeviceOutOfMemoryError
-from packhorse.generation import Prompts
+from packhorse.loading.comparing import compare_quantized
 from packhorse.loading.loader import Loader
+from packhorse.loading.stepping import step_rate, trial_prompts
 from packhorse.plans import Alternative, Forecast, Plan
 from packhorse.stages import Generator
 from packhorse.tuning.measure import Clock
@@ -22,7 +17,6 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # by to
 ROWS = {"cpu": 64}  # written on at the same time, where nothing is measured; a step's cost is the weights' reading
 ROWS_ELSEWHERE = 128
 LADDER = (16, 32, 64, 128, 256, 512)
-TRIAL_PROMPT_TOKENS, TRIAL_STEPS = 64, 6
 LONG_JOB = 20  # trials of one size: fewer rows than so many times it do not repay a trial
 GAIN = 1.05  # more rows cost memory: they are taken only where they gain as much
 
@@ -37,6 +31,7 @@ def choose_writing(loader: Loader, total_rows: float, column: str, clock: Clock 
     precision, notes = _precision(loader)
     model = loader.generator(precision)
     rates, rows = _rows(loader, model, total_rows, clock)
+    quality, found = compare_quantized(loader, precision, _saved(loader), rows, clock)
     s = loader.settings
     budget = loader.candidate(precision).max_batch_tokens
     tokenizer = loader.material.choose_tokenizer("hf" if s.exact else s.tokenizer)
@@ -46,8 +41,8 @@ def choose_writing(loader: Loader, total_rows: float, column: str, clock: Clock 
         engine=model.engine, max_new_tokens=model.max_new_tokens, batch_size=rows, max_batch_tokens=budget,
         max_length=loader.max_length(precision), workers=loader.workers, threads=loader.threads,
         tokenizer=tokenizer.name, tokenizer_threads=loader.material.tokenizer_threads, text_column=column,
-        pair_column=None, notes=(*notes, *loader.material.notes, *model.notes, *tokenizer.notes),
-        versions=loader.versions(), alternatives=_alternatives(loader, precision, rows, rates),
+        pair_column=None, notes=(*notes, *found, *loader.material.notes, *model.notes, *tokenizer.notes),
+        quality=quality, versions=loader.versions(), alternatives=_alternatives(loader, precision, rows, rates),
         forecast=_forecast(loader, total_rows, rates, rows),
     )  # fmt: skip
 
@@ -63,9 +58,15 @@ def _precision(loader: Loader) -> tuple[str, tuple[str, ...]]:
     if s.precision != "auto":
         return s.precision, ()
     saved = PRECISIONS.get(loader.description.dtype or "float32", "fp32")
-    if saved in loader.supported_precisions():
+    if _saved(loader) == saved:
         return saved, (f"{saved}: as the checkpoint was saved",)
     return "fp32", (f"fp32: the checkpoint is {saved}, for which {loader.device} has no instructions",)
+
+
+def _saved(loader: Loader) -> str:
+    """The type of the checkpoint, where the device has it."""
+    saved = PRECISIONS.get(loader.description.dtype or "float32", "fp32")
+    return saved if saved in loader.supported_precisions() else "fp32"
 
 
 # -- rows at the same time
@@ -84,7 +85,7 @@ def _rows(loader: Loader, model: Generator, total_rows: float, clock: Clock) -> 
         if total_rows < rows * (LONG_JOB if s.tune == "quick" else 1):
             break
         try:
-            rates.append(Rate(rows, step_rate(model, _prompts(loader, rows), loader, rows, clock)))
+            rates.append(Rate(rows, step_rate(model, trial_prompts(loader, rows), loader, clock)))
         except DeviceOutOfMemoryError:
             break
         if len(rates) > 1 and rates[-1].tokens_per_s < rates[-2].tokens_per_s * GAIN:
@@ -93,44 +94,6 @@ def _rows(loader: Loader, model: Generator, total_rows: float, clock: Clock) -> 
         return [], usual
     best = max(rates, key=lambda r: r.tokens_per_s)
     return rates, best.rows
-
-
-def _prompts(loader: Loader, rows: int) -> Prompts:
-    """Prompts of the job, cut short: what is measured are steps."""
-    sample = loader.material.rows
-    tokens = sample.take(np.arange(rows) % sample.num_rows)
-    lengths = np.minimum(tokens.lengths, TRIAL_PROMPT_TOKENS)
-    places: Int64s = np.repeat(tokens.offsets[:-1], lengths) + _within(lengths)
-    cut = dataclasses.replace(tokens, ids=tokens.ids[places], offsets=np.concatenate([[0], np.cumsum(lengths)]))
-    return Prompts(cut, np.arange(rows, dtype=np.uint64))
-
-
-def _within(lengths: Int64s) -> Int64s:
-    places: Int64s = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return places
-
-
-class _EnoughError(Exception):
-    """Raised out of a trial that has seen enough steps."""
-
-
-def step_rate(model: Generator, prompts: Prompts, loader: Loader, rows: int, clock: Clock) -> float:
-    """Tokens a second of steps in which all rows are written on. Raises DeviceOutOfMemoryError."""
-    ticks: list[float] = []
-
-    def on_step(finished: int, tokens: int) -> None:
-        if tokens <= rows:  # a step, not the reading of prompts
-            ticks.append(clock())
-        if len(ticks) > TRIAL_STEPS:
-            raise _EnoughError
-
-    budget = loader.candidate("fp32").max_batch_tokens
-    begin = clock()
-    with contextlib.suppress(_EnoughError):
-        model.generate(prompts, rows, budget, on_step)
-    if len(ticks) < 2:  # outputs of one token
-        return rows / max(clock() - begin, 1e-9)
-    return rows / max(statistics.median(np.diff(ticks).tolist()), 1e-9)
 
 
 # -- what is told

@@ -16,6 +16,7 @@ Environment variables make it fail; TOKEN means: where that token stands in a pr
     FAKE_VLLM_LOAD_S      seconds that loading takes
     FAKE_VLLM_STEP_S      seconds that a step takes
     FAKE_VLLM_LOAD_ERROR  message of an exception while loading
+    FAKE_VLLM_LOAD_EXIT   status with which the process ends while loading
     FAKE_VLLM_CHILD       file that gets the process id of a worker process of this one, which sleeps
     FAKE_VLLM_NOISE       print to standard output all the time
 """
@@ -60,6 +61,8 @@ class LLM:
         log({"options": options})
         noise("loading")
         time.sleep(float(_env("LOAD_S") or 0))
+        if status := _env("LOAD_EXIT"):
+            os._exit(int(status))
         if message := _env("LOAD_ERROR"):
             print("the log's last line", file=sys.stderr)
             raise ValueError(message)

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 from packhorse.config import EngineConfig
-from packhorse.data import ModelDescription, TokenizerParts
+from packhorse.data import ModelDescription, TokenizerParts, Tokens
 from packhorse.devices import ceilings as measured
 from packhorse.devices.host import available_bytes, cpu_precisions
 from packhorse.errors import ModelError, UsageError
@@ -145,3 +145,12 @@ def load(request: LoadRequest) -> LoadedModel | Generator:
     from packhorse.backends.torch.model import TorchModel
 
     return TorchModel(request)
+
+
+def compare_generators(reference: Generator, quantized: Generator, rows: Tokens) -> dict[str, float]:
+    """How a quantized model that writes agrees with one that is not, on rows of tokens."""
+    from packhorse.backends.torch.generation.model import TorchGenerator
+
+    assert isinstance(reference, TorchGenerator)
+    assert isinstance(quantized, TorchGenerator)
+    return quantized.compared_with(reference, rows)

@@ -36,7 +36,9 @@ def choose_device(settings: EngineConfig) -> str:
     found = probe(find_python())
     kind, _, index = settings.devices.partition(":")
     if found["device"] not in DEVICES:
-        raise UsageError(f"--backend vllm: this vLLM runs on {found['device'] or 'nothing'}; legal are {DEVICES}")
+        raise UsageError(
+            f"--backend vllm: this vLLM runs on {found['device'] or 'nothing'}; legal are {', '.join(DEVICES)}"
+        )
     if kind not in ("auto", found["device"]):
         raise UsageError(
             f"--devices {settings.devices}: the vLLM of PACKHORSE_VLLM_PYTHON runs on {found['device']}; leave the "

@@ -71,9 +71,7 @@ class Server:
         """Lets it end by itself, for a while, then ends what is left of its group; may be called twice."""
         with suppress(ServerDiedError):
             self.send({"do": "close"})
-        end = time.monotonic() + GRACE_S
-        while not self._is_gone() and time.monotonic() < end:
-            time.sleep(0.01)
+        self._wait()
         self.kill()
 
     def kill(self) -> None:
@@ -95,6 +93,12 @@ class Server:
             return True
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
+    def _wait(self) -> None:
+        """A while for it to end by itself: its pipes are closed before its status is there."""
+        end = time.monotonic() + GRACE_S
+        while not self._is_gone() and time.monotonic() < end:
+            time.sleep(0.01)
+
     def _read(self, size: int, end: float | None) -> bytes:
         """size bytes, or fewer where the process is gone and its pipe empty."""
         pipe = self._fileno(self._process.stdout)
@@ -114,6 +118,7 @@ class Server:
         return taken
 
     def _died(self) -> ServerDiedError:
+        self._wait()
         self.kill()
         code = self._process.returncode
         how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"

@@ -25,7 +25,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any, BinaryIO
+from typing import Any
 
 HEADER = struct.Struct("<IQ")
 
@@ -69,9 +69,10 @@ def to_ids(payload: bytes) -> Sequence[int]:
 # -- pipes
 
 
-def take_pipes() -> tuple[BinaryIO, Any]:
-    """The two pipes as unbuffered files. What vLLM, or a library of it, prints goes to standard error from now on."""
-    requests, answers = os.fdopen(os.dup(0), "rb", closefd=True), os.fdopen(os.dup(1), "wb", buffering=0)
+def take_pipes() -> tuple[int, Any]:
+    """The descriptor of the requests and the file of the answers, neither with a buffer. What vLLM, or a library of it,
+    prints goes to standard error from now on."""
+    requests, answers = os.dup(0), os.fdopen(os.dup(1), "wb", buffering=0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
@@ -79,14 +80,23 @@ def take_pipes() -> tuple[BinaryIO, Any]:
     return requests, answers
 
 
-def watch(requests: BinaryIO) -> queue.Queue[Any]:
+def read_exactly(descriptor: int, size: int) -> bytes:
+    """size bytes, or fewer at the end. No file object: its lock, held by a thread that waits, would stop the exit."""
+    parts = []
+    while size and (part := os.read(descriptor, min(size, 2**20))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def watch(requests: int) -> queue.Queue[Any]:
     """A queue of the frames that come. At the end of the input the process group is killed: a step of the engine may
     last long, and its worker processes are not to outlive whoever asked."""
     frames: queue.Queue[Any] = queue.Queue()
 
     def follow() -> None:
         while True:
-            frame = read_frame(requests.read)
+            frame = read_frame(lambda size: read_exactly(requests, size))
             if frame is None:
                 end_group()
             frames.put(frame)

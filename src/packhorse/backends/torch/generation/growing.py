@@ -1,4 +1,4 @@
-"""Keys and values with room for more: a step writes its own token where transformers' DynamicLayer copies all before."""
+"""Keys and values with room for more: a step writes its own token where transformers copies all that came before."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ class Growing:
 class GrowingLayer(DynamicLayer):
     """Takes a DynamicLayer's place in a cache."""
 
+    keys: Any  # [rows, heads, tokens, width]; [0] before the first token
+    values: Any
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._growing_keys, self._growing_values = Growing(), Growing()
@@ -50,7 +53,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def empty_cache(model: Any) -> Cache | None:
-    """The cache that generate() would make for this model, its plain layers growing; None where the model makes its own.
+    """The cache that generate() would make, its plain layers growing; None where the model makes its own.
 
     Layers of other kinds (sliding windows, states of linear attention) stay as they are.
     """

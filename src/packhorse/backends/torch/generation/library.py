@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from packhorse.backends.torch.generation.memory import out_of_memory_named
-from packhorse.backends.torch.generation.proving import FAILURES, first_line, prove
+from packhorse.backends.torch.generation.proving import first_line, prove
 from packhorse.backends.torch.generation.rows import decoder_start_of, padded
 from packhorse.backends.torch.generation.settings import library_reason
 from packhorse.backends.torch.generation.static import empty_prompts, rows_of, without_done
@@ -118,8 +118,8 @@ def _check(stepper: Stepper) -> None:
     if stepper.is_sampled:
         what = "do_sample with num_beams" if stepper.beams > 1 else "do_sample"
         raise UsageError(
-            f"--engine generate: {what}: transformers draws the noise of all rows of a batch from one stream, so that a "
-            "row's sample would depend on its neighbours. Leave out do_sample, or num_beams and --engine."
+            f"--engine generate: {what}: transformers draws the noise of all rows of a batch from one stream, so that "
+            "a row's sample would depend on its neighbours. Leave out do_sample, or num_beams and --engine."
         )
     if stepper.with_logprobs:
         raise UsageError(

@@ -16,9 +16,10 @@ from packhorse.backends.torch.generation.static import StaticEngine
 from packhorse.backends.torch.generation.stepping import Stepper
 from packhorse.backends.torch.placement import first_device, is_split
 from packhorse.backends.torch.quantization.memory import weight_bytes
+from packhorse.backends.torch.quality import compare_language_models
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.weights import max_positions
-from packhorse.data import ModelCost
+from packhorse.data import ModelCost, Tokens
 from packhorse.errors import ModelError, UsageError
 from packhorse.generation import Generated, Prompts
 from packhorse.load_request import LoadRequest
@@ -62,6 +63,10 @@ class TorchGenerator:
     def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated:
         with torch.inference_mode(), self._pinned:
             return self._writer.generate(prompts, max_rows, max_prefill_tokens, on_step)
+
+    def compared_with(self, reference: TorchGenerator, rows: Tokens) -> dict[str, float]:
+        """quality.compare_language_models() of this model and one in full precision."""
+        return compare_language_models(reference._model, self._model, rows, self.device)
 
     def peak_bytes(self) -> int | None:
         return torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None

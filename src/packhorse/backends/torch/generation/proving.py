@@ -36,9 +36,13 @@ class Togetherness:
     notes: tuple[str, ...]
 
 
-@torch.inference_mode()
 def prove(model: Any, device: str, trial: Tokens, decoder_start: Int32s | None) -> Togetherness:
     """trial: at least one short row. Raises ModelError where transformers' own generate() does not run this model."""
+    with torch.inference_mode():
+        return _proven(model, device, trial, decoder_start)
+
+
+def _proven(model: Any, device: str, trial: Tokens, decoder_start: Int32s | None) -> Togetherness:
     different, equal = _prompts(trial)
     tolerance = TOLERANCE.get(model.dtype, 0.1)
     judge = _Judge(model, device, decoder_start, tolerance)

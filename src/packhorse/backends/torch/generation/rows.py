@@ -77,7 +77,7 @@ class RunningRows:
         return logits
 
     def _left_padded(self, prompts: Sequence[Int32s]) -> torch.Tensor:
-        """[rows, longest] ids. A mask only where there is padding, as generate() has it; positions count what is not."""
+        """[rows, longest] ids. A mask only where there is padding, as in generate(); positions count what is not."""
         accepted = inspect.signature(self._model.forward).parameters
         ids, mask = padded(prompts, from_left=True)
         self.prefill_tokens = ids.size

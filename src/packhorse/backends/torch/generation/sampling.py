@@ -23,9 +23,9 @@ WORD = np.uint64(32)
 # Of the whole mass: a number so near to where a token's share ends may fall on either side of it.
 NEAR_BOUNDARY = 1e-6
 
-# top_p alone: the most likely tokens that are looked at first, and where those are not enough, before all are sorted; and
-# how near to top_p a sum may come before transformers' own sort has to decide.
-WIDTHS = (64, 1024)
+# top_p alone: how many of the most likely tokens are looked at first, and where they are not enough, before all are
+# sorted; and how near to top_p a sum may come before transformers' own sort has to decide.
+WIDTHS = (64, 1024, 8192)
 NEAR_TOP_P = 1e-6
 
 # Elements of float64 that are worked on at a time: 8 MiB.
@@ -95,8 +95,13 @@ class Sampler:
 
     def choose(self, scores: torch.Tensor, uniform: torch.Tensor) -> Choice:
         """scores [B, V] float32 before the warpers, uniform [B] float64."""
-        asked = WIDTHS if self._top_p is not None else () if self._top_k is None else (self._top_k,)
-        return self._choose(scores, uniform, [width for width in asked if width < scores.shape[1]])
+        num_tokens = scores.shape[1]
+        widths: tuple[int, ...] = ()
+        if self._top_k is not None:
+            widths = (self._top_k,) if self._top_k < num_tokens else ()
+        elif self._top_p is not None:
+            widths = tuple(width for width in WIDTHS if 4 * width <= num_tokens)
+        return self._choose(scores, uniform, widths)
 
     def likely(self, scores: torch.Tensor, width: int) -> Likely:
         """What temperature and top_k, or top_p, leave of the `width` most likely tokens."""
@@ -144,8 +149,8 @@ class Sampler:
         values, ids = scores.topk(width, -1)
         values = values / self._temperature
         top = values[:, :1]
-        mass = (scores / self._temperature).sub_(top).exp_().sum(-1, dtype=torch.float64, keepdim=True)
-        share = (values - top).double().exp() / mass
+        mass = (scores / self._temperature).sub_(top).exp_().sum(-1, keepdim=True)
+        share = (values - top).double().exp() / mass  # the mass in float32: its error is far below NEAR_TOP_P
         before = share.cumsum(-1) - share
         is_left = before < self._top_p
         is_left[:, 0] = True

@@ -88,8 +88,8 @@ def library_reason(config: GenerationConfig) -> str | None:
 
 def row_config(config: GenerationConfig, start: int, limit: int) -> GenerationConfig:
     """generate()'s config of one output that begins with `start` tokens and gets at most `limit` more: it counts
-    max_length and min_length from the first token on (GenerationMixin._prepare_generated_length). The min_length that it
-    makes of min_new_tokens is left out: another processor does the same by min_new_tokens itself."""
+    max_length and min_length from the first token on (GenerationMixin._prepare_generated_length). The min_length that
+    it makes of min_new_tokens is left out: another processor does the same by min_new_tokens itself."""
     own = copy.copy(config)
     own.max_length = start + limit
     if own.min_new_tokens is not None:

@@ -30,6 +30,7 @@ TYPES: Mapping[str, tuple[str, ...]] = {
 FP8_CAPABILITY = (8, 9)  # NVIDIA's, with float8 products
 GROUP = 128  # weights that share a scale and a zero point, int4; torchao's own choice
 CPU_ROWS = 16  # output features: the CPU's int4 product takes multiples of them
+FIXED = ("version", "set_inductor_config")
 GRANULARITIES = ("per_row", "per_tensor")
 
 
@@ -55,14 +56,15 @@ def config(precision: str, options: Mapping[str, Any], device: str, skipped: Seq
 
     kind = type_of(precision, options, device)
     cls, usual = _class_of(kind, device)
-    rest = {name: value for name, value in options.items() if name != "type"}
-    readers = {**_readers(cls), SKIPPED: names}
-    chosen = read_options(rest, readers, f"torchao {kind}")
+    chosen = read_options(
+        options, {"type": one_of(TYPES[precision]), **_readers(cls), SKIPPED: names}, f"torchao {kind}"
+    )
+    chosen.pop("type", None)
     kept = [*(skipped or ()), *chosen.pop(SKIPPED, ())]
     try:
         made = cls(**usual | _with_group(cls, chosen))
     except (AssertionError, ValueError, TypeError, NotImplementedError) as error:
-        given = " ".join(f"{name}={value}" for name, value in rest.items())
+        given = " ".join(f"{name}={value}" for name, value in options.items())
         raise UsageError(f"{FLAG} {given}: torchao refuses it: {error}") from error
     return TorchAoConfig(made, modules_to_not_convert=kept or None)
 
@@ -112,16 +114,16 @@ def _class_of(kind: str, device: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _readers(cls: Any) -> dict[str, Read]:
-    """By the name of each field of a config class that text or a number can set."""
+    """By the name of each field of a config class that text or a number can set, and that changes this model alone."""
     found: dict[str, Read] = {}
     for field in dataclasses.fields(cls):
         if field.name == "granularity":
             found[field.name] = _granularity
         elif field.name == "group_size":
             found[field.name] = whole_number
-        elif field.name != "version" and (read := _reader_of(field.default)) is not None:
+        elif field.name not in FIXED and (read := _reader_of(field.default)) is not None:
             found[field.name] = read
-    return found | ({"group_size": whole_number} if "Int8WeightOnly" in cls.__name__ else {})
+    return found
 
 
 def _reader_of(default: Any) -> Read | None:

@@ -22,8 +22,8 @@ def read_options(options: Mapping[str, Any], legal: Mapping[str, Read], whose: s
     for name in options:
         if name not in legal:
             raise UsageError(
-                f"{FLAG} {name}=...: unknown to {whose}{did_you_mean(name, legal)} Legal, as {FLAG} NAME=VALUE, are "
-                f"{', '.join(legal)}"
+                f"{FLAG} {name}=...: unknown to {whose}{did_you_mean(name, legal) or '.'} Legal, as {FLAG} NAME=VALUE, "
+                f"are {', '.join(legal)}"
             )
     return {name: legal[name](name, value) for name, value in options.items()}
 

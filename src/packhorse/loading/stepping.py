@@ -1,0 +1,49 @@
+"""How fast a model that writes takes its steps, on prompts of the job."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+
+import numpy as np
+
+from packhorse.data import Int64s, Tokens, offsets_of
+from packhorse.generation import Prompts
+from packhorse.loading.loader import Loader
+from packhorse.stages import Generator
+from packhorse.tuning.measure import Clock
+
+TRIAL_PROMPT_TOKENS, TRIAL_STEPS = 64, 6
+
+
+def trial_prompts(loader: Loader, rows: int) -> Prompts:
+    """Prompts of the job, cut short: what is measured are steps."""
+    sample = loader.material.rows
+    tokens = sample.take(np.arange(rows) % sample.num_rows)
+    lengths: Int64s = np.minimum(tokens.lengths, TRIAL_PROMPT_TOKENS)
+    offsets = offsets_of(lengths)
+    places = np.repeat(tokens.offsets[:-1] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return Prompts(Tokens(tokens.ids[places], offsets), np.arange(rows, dtype=np.uint64))
+
+
+class _EnoughError(Exception):
+    """Raised out of a trial that has seen enough steps."""
+
+
+def step_rate(model: Generator, prompts: Prompts, loader: Loader, clock: Clock) -> float:
+    """Tokens a second of steps in which all of the prompts are written on. Raises DeviceOutOfMemoryError."""
+    ticks: list[float] = []
+    rows = prompts.num_rows
+
+    def on_step(finished: int, tokens: int) -> None:
+        if tokens <= rows:  # a step, not the reading of prompts
+            ticks.append(clock())
+        if len(ticks) > TRIAL_STEPS:
+            raise _EnoughError
+
+    begin = clock()
+    with contextlib.suppress(_EnoughError):
+        model.generate(prompts, rows, loader.candidate("fp32").max_batch_tokens, on_step)
+    if len(ticks) < 2:  # outputs of one token
+        return rows / max(clock() - begin, 1e-9)
+    return rows / max(statistics.median(np.diff(ticks).tolist()), 1e-9)
