@@ -100,7 +100,7 @@ class Sampler:
         if self._top_k is not None:
             widths = (self._top_k,) if self._top_k < num_tokens else ()
         elif self._top_p is not None:
-            widths = tuple(width for width in WIDTHS if 4 * width <= num_tokens)
+            widths = tuple(width for width in WIDTHS if 2 * width <= num_tokens)
         return self._choose(scores, uniform, widths)
 
     def likely(self, scores: torch.Tensor, width: int) -> Likely:
