@@ -1,5 +1,5 @@
-"""Output lengths that are the same for everyone: random weights never end by themselves, so a logits processor ends each
-output at a length that is a function of its prompt's tokens.
+"""Output lengths that are the same for everyone: random weights never end by themselves, so a logits processor ends
+each output at a length that is a function of its prompt's tokens.
 
 `force_lengths()` replaces `_get_logits_processor`, which transformers' generate(), its pipeline, its generate_batch()
 and packhorse all ask for the processors of a batch or of a row. The processor is put behind the model's own.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -50,8 +50,8 @@ class ForcedLength(LogitsProcessor):
 class ForcedLengthPerRequest(ContinuousBatchingLogitsProcessor):
     """The same for generate_batch(), which shows its processors no ids but, for each running request, its state."""
 
-    supported_kwargs: dict[str, type] = {}
-    ignored_kwargs: tuple[str, ...] = ()
+    supported_kwargs: ClassVar[dict[str, type]] = {}
+    ignored_kwargs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, lengths: Lengths) -> None:
         self._lengths = lengths

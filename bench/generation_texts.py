@@ -39,7 +39,7 @@ def texts_of(workload: str, data: Path, count: int) -> list[str]:
 
 
 def questions(data: Path, count: int) -> list[str]:
-    """Of GSM8K's test part: 20 to 240 tokens of GPT-2."""
+    """Of GSM8K's test part: 20 to 240 tokens of GPT-2, half of them below 50."""
     lines = (data / "gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()
     texts: list[str] = [json.loads(line)["question"] for line in lines]
     return random.Random(SEED).sample(texts, min(count, len(texts)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from packhorse.explanation import BatchFigures, Explanation
 from packhorse.histogram import by_length
 from packhorse.loading import Loader
 from packhorse.loading.choosing import Texts, choose
+from packhorse.loading.foreseeing import foresee
 from packhorse.loading.predicting import predicted
 from packhorse.plans import Plan
 from packhorse.readers import open_input
@@ -23,6 +25,8 @@ from packhorse.readers.columns import guess_text_column
 from packhorse.readers.cut import MAX_ROWS
 from packhorse.readers.options import ReaderOptions
 from packhorse.readers.sample import take_sample
+from packhorse.selection import choose_columns, sample_of
+from packhorse.stages import Reader
 
 SHOWN_BATCHES = 7
 NO_FILE = "plan.parquet"  # settings of a run need an output; none is made
@@ -38,9 +42,11 @@ def explain(model: str | Path, input: str | Path, **settings: Any) -> Explanatio
     values = {"tune": "off", "model": str(model), "input": str(input), "output": NO_FILE} | settings
     config: RunConfig = validated(RunConfig, values)
     reader = open_input(config.input, options=ReaderOptions.of(config))
-    texts = Texts(guess_text_column(reader.schema(), config.text_column, config.pair_column), config.pair_column)
     loader = Loader(config)
     try:
+        if loader.description.writes:
+            return dataclasses.replace(_writing(config, loader, reader), seconds=time.perf_counter() - begin)
+        texts = Texts(guess_text_column(reader.schema(), config.text_column, config.pair_column), config.pair_column)
         sample = take_sample(reader, [name for name in texts if name is not None], config.limit)
         loader.see(sample.texts[0], sample.pairs, sample.is_whole)
         found = _measured(loader, sample.total_rows, texts) if config.tune != "off" else None
@@ -48,6 +54,25 @@ def explain(model: str | Path, input: str | Path, **settings: Any) -> Explanatio
     finally:
         loader.close()
     return dataclasses.replace(explanation, seconds=time.perf_counter() - begin)
+
+
+def _writing(config: RunConfig, loader: Loader, reader: Reader) -> Explanation:
+    columns = choose_columns(config, loader.task, loader.description, reader, datetime.now())
+    sample = sample_of(reader, columns, config.limit)
+    loader.see(sample.texts[0], None, sample.is_whole, columns.adds_special_tokens)
+    foreseen = foresee(loader, sample.total_rows)
+    plan = _measured(loader, sample.total_rows, Texts(columns.text, None)) if config.tune != "off" else None
+    lengths = loader.material.lengths
+    return Explanation(
+        model=config.model, input=config.input, forecast=(plan and plan.forecast) or foreseen.forecast,
+        alternatives=plan.alternatives if plan else (), lengths=by_length(lengths[lengths > 0]),
+        longest=int(lengths.max(initial=0)), truncated_rows=loader.material.truncated_rows,
+        batching="", num_batches=0, planned_rows=0, price_per_hour=config.price_per_hour, plan=plan,
+        task=loader.description.task, rows_at_once=plan.batch_size if plan else foreseen.rows_at_once,
+        max_new_tokens=plan.max_new_tokens if plan else foreseen.max_new_tokens,
+        weight_bytes=foreseen.need.weights_bytes if foreseen.need else None,
+        memory=foreseen.memory(), advice=foreseen.advice,
+    )  # fmt: skip
 
 
 def _measured(loader: Loader, total_rows: float, texts: Texts) -> Plan:

@@ -39,6 +39,11 @@ class Explanation:
     weight_bytes: int | None = None
     batch_bytes: int | None = None
     price_per_hour: float | None = None
+    task: str = ""
+    rows_at_once: int | None = None  # of generation; the fields about batches are not
+    max_new_tokens: int | None = None
+    memory: dict[str, Any] | None = None  # bytes: models.memory.MemoryNeed, total_bytes, free_bytes by device
+    advice: tuple[str, ...] = ()  # what would make it fit, where it does not
     plan: Plan | None = None  # where ways were measured, or remembered; `packhorse run --plan` replays it
     seconds: float = 0.0
 

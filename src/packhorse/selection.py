@@ -15,7 +15,7 @@ from packhorse.files import is_folder, lies_in
 from packhorse.outputs.manifest import RunFolder
 from packhorse.prompts import PromptSource, make_prompts
 from packhorse.readers.columns import guess_text_column
-from packhorse.readers.sample import TextsOf
+from packhorse.readers.sample import Sample, TextsOf, take_sample
 from packhorse.shard import output_fields
 from packhorse.stages import Reader, Task
 
@@ -37,6 +37,11 @@ class Columns:
         if self.prompts is not None:
             return list(self.prompts.text_columns)
         return [self.text] if self.pair is None else [self.text, self.pair]
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Whether the tokenizer puts them around a text; a chat template has written them itself."""
+        return self.prompts is None or self.prompts.adds_special_tokens
 
     @property
     def sample_texts(self) -> TextsOf | None:
@@ -100,6 +105,12 @@ def prompts_of(config: RunConfig, about: ModelDescription, schema: pa.Schema, no
     return make_prompts(
         schema, text, config.template, config.messages_column, chat, config.system_prompt, about.folder, now
     )
+
+
+def sample_of(reader: Reader, columns: Columns, limit: int | None) -> Sample:
+    """Texts, or prompts, of rows taken here and there."""
+    others = columns.prompts.columns if columns.prompts else ()
+    return take_sample(reader, columns.texts, limit, columns=others, texts_of=columns.sample_texts)
 
 
 def keeps_lines(config: RunConfig, reader: Reader) -> bool:

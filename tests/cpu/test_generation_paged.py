@@ -9,9 +9,11 @@ import torch
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
 
 from packhorse.backends.torch.generation.paged import PagedEngine, unfit
+from packhorse.backends.torch.generation.stepping import Stepper
 from packhorse.errors import UsageError
+from packhorse.generation import Decoding
 from tests.cpu.generating import ENDS, TRIAL, alone, nothing, outputs, prompts_of, stepper_of, texts
-from tests.generators import causal_model, seq2seq_model
+from tests.generators import byte_level_tokenizer, causal_model, seq2seq_model, tiny_llm
 
 LENGTHS = (3, 40, 7, 1, 90, 12)
 
@@ -88,7 +90,6 @@ def test_rows_that_nothing_writes_are_error_rows(model: Any, monkeypatch: pytest
     ({"num_beams": 2}, "num_beams=2"),
     ({"repetition_penalty": 1.3}, "RepetitionPenaltyLogitsProcessor"),
     ({"min_new_tokens": 3}, "MinNewTokensLengthLogitsProcessor"),
-    ({"stop_strings": ["a"]}, "stop_strings"),
     ({"logprobs": True}, "--logprobs"),
 ], ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")  # fmt: skip
 def test_what_it_cannot_do_is_refused_in_words(model: Any, settings: dict[str, Any], said: str) -> None:
@@ -96,6 +97,12 @@ def test_what_it_cannot_do_is_refused_in_words(model: Any, settings: dict[str, A
     assert said in str(unfit(model, stepper))
     with pytest.raises(UsageError, match="--engine static"):
         PagedEngine(model, stepper, "cpu", TRIAL)
+
+
+def test_stop_strings_are_refused() -> None:
+    llama = tiny_llm("llama")
+    stepper = Stepper(llama, byte_level_tokenizer(), Decoding({"stop_strings": ["e"], "do_sample": False}), 128)
+    assert "stop_strings" in str(unfit(llama, stepper))
 
 
 def test_models_that_it_cannot_run_are_refused() -> None:

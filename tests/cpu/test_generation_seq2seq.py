@@ -9,10 +9,12 @@ import torch
 
 from packhorse.backends.torch.generation.library import LibraryEngine
 from packhorse.backends.torch.generation.static import StaticEngine
+from packhorse.backends.torch.generation.stepping import Stepper
+from packhorse.data import Tokens
 from packhorse.errors import UsageError
-from packhorse.generation import LENGTH, STOP
+from packhorse.generation import LENGTH, STOP, Decoding
 from tests.cpu.generating import ENDS, TRIAL, alone, nothing, outputs, prompts_of, stepper_of, texts
-from tests.generators import causal_model, seq2seq_model
+from tests.generators import byte_level_tokenizer, causal_model, seq2seq_model, tiny_llm
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("t5", {}),
@@ -24,6 +26,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "m2m_100": ("m2m_100", {}),
 }
 LENGTHS = (3, 60, 7, 1, 90, 12, 12, 33)
+
+TOKENS = Tokens(TRIAL.ids % 300, TRIAL.offsets)
 
 _models: dict[str, Any] = {}
 
@@ -57,7 +61,7 @@ def test_tokens_are_those_of_generate_alone_in_every_batch(name: str) -> None:
     for max_rows, max_tokens in ((3, 10_000), (len(prompts), 10_000), (len(prompts), 150)):
         written = engine.generate(prompts_of(prompts), max_rows, max_tokens, nothing)
         assert outputs(written) == expected
-    assert len({tuple(e) for e in expected}) > 3
+    assert len({tuple(e) for e in expected}) >= 3
     ends = model.generation_config.eos_token_id
     assert written.reasons.tolist() == [STOP if e[-1] in ends else LENGTH for e in expected]
 
@@ -130,7 +134,23 @@ def test_beams_of_a_decoder_are_those_of_generate_alone(settings: dict[str, Any]
     assert outputs(written) == [alone(model, p, **settings)[0] for p in prompts] and sum(finished) == 5
 
 
-def test_stop_strings_and_guidance_run_one_prompt_at_a_time() -> None:
+def test_stop_strings_end_beams_as_in_transformers() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    model, tokenizer = tiny_llm("llama"), byte_level_tokenizer()
+    model.generation_config.eos_token_id = None
+    settings = {"num_beams": 2, "stop_strings": ["e", "t"], "max_new_tokens": 20, "do_sample": False}
+    engine = LibraryEngine(model, Stepper(model, tokenizer, Decoding(settings), 128), "cpu", TOKENS)
+    prompts = [p % 300 for p in texts((4, 9, 4))]
+    written = outputs(engine.generate(prompts_of(prompts), 12, 10_000, nothing))
+    named = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    for prompt, output in zip(prompts, written, strict=True):
+        ids = torch.from_numpy(prompt.astype("int64"))[None]
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), tokenizer=named, **settings)
+        assert output == expected[0, len(prompt) :].tolist()
+
+
+def test_guidance_runs_one_prompt_at_a_time() -> None:
     model = causal_model("llama", num_key_value_heads=2)
     settings = {"guidance_scale": 1.5}
     prompts = texts((4, 9, 4))

@@ -22,6 +22,7 @@ from tests.vllm_fake.asking import outputs_of, prompts_of, request_for
 pytestmark = pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"{VARIABLE} names no interpreter with vllm")
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 VOCAB, LONGEST = len(SPECIALS) + 256, 128
+ENDS = (3, 9, 21)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -50,7 +51,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=byte_tokenizer(), pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 9, 21], "pad_token_id": 0}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ENDS, "pad_token_id": 0}))
     return folder
 
 
@@ -93,7 +94,7 @@ def test_greedy_is_transformers_greedy(llama: Path, device: str) -> None:
     model.close()
     wanted = greedy(llama, rows, **settings)
     assert outputs_of(generated)[:-1] == wanted
-    assert generated.reasons.tolist()[:-1] == [STOP if row[-1] in (3, 9, 21) else LENGTH for row in wanted]
+    assert generated.reasons.tolist()[:-1] == [STOP if row[-1] in ENDS else LENGTH for row in wanted]
     assert {STOP, LENGTH} <= set(generated.reasons.tolist()) and list(generated.errors) == [len(rows)]
     assert generated.logprobs is not None
     np.testing.assert_allclose(generated.logprobs, logprobs_of(llama, rows, wanted), atol=1e-3)
@@ -125,5 +126,6 @@ def test_samples_and_choices(llama: Path, device: str) -> None:
     generated = model.generate(prompts_of(rows), 6, 1_000, lambda rows, tokens: None)
     model.close()
     tokenizer = byte_tokenizer()
-    assert {tokenizer.decode(output) for output in outputs_of(generated)} <= {"good film", "bad film"}
-    assert generated.reasons.tolist() == [STOP] * 6
+    outputs = outputs_of(generated)
+    assert {tokenizer.decode(output[:-1]) for output in outputs} <= {"good film", "bad film"}
+    assert {output[-1] for output in outputs} <= set(ENDS) and generated.reasons.tolist() == [STOP] * 6

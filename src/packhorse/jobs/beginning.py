@@ -20,8 +20,7 @@ from packhorse.outputs.manifest import RunFolder
 from packhorse.outputs.records import check_unchanged
 from packhorse.outputs.retries import Retries
 from packhorse.plans import Plan
-from packhorse.readers.sample import take_sample
-from packhorse.selection import check_apart, choose_columns
+from packhorse.selection import check_apart, choose_columns, sample_of
 from packhorse.stages import Reader
 from packhorse.writers import make_writer
 
@@ -113,13 +112,8 @@ class Beginning:
 
     def _see_rows(self) -> float:
         """Shows the loader rows of the input, of its first files where some came later; estimated rows of the job."""
-        columns = self.columns
-        sample = take_sample(
-            getattr(self.reader, "first", self.reader), columns.texts, self._config.limit,
-            columns=columns.prompts.columns if columns.prompts else (), texts_of=columns.sample_texts,
-        )  # fmt: skip
-        with_special = columns.prompts is None or columns.prompts.adds_special_tokens
-        self.loader.see(sample.texts[0], sample.pairs, sample.is_whole, with_special)
+        sample = sample_of(getattr(self.reader, "first", self.reader), self.columns, self._config.limit)
+        self.loader.see(sample.texts[0], sample.pairs, sample.is_whole, self.columns.adds_special_tokens)
         return sample.total_rows
 
     def _clock(self) -> float:

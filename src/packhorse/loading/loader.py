@@ -47,7 +47,8 @@ class Loader:
         self.own_precision: str | None = self.backend.own_precision(self.description, settings)
         if self.own_precision and settings.precision not in ("auto", self.own_precision):
             raise UsageError(
-                f"--precision {settings.precision}: the weights in {self.description.folder} are {self.own_precision}"
+                f"--precision {settings.precision}: the weights in {self.description.folder} are {self.own_precision}; "
+                "leave --precision out, or give a checkpoint that is not quantized"
             )
         if self.backend.NEEDS_WEIGHTS or (self.description.adapter is not None and self.backend_name != "null"):
             check_weights(self.description.folder)
@@ -61,6 +62,8 @@ class Loader:
         self.threads = 1 if settings.exact or self.workers > 1 else num_cores()
         if self.description.writes:
             self.workers, self.threads = 1, num_cores()  # rows at different steps share each forward
+        if self.placement.is_split:
+            self.workers, self.threads = 1, 1 if settings.exact else num_cores()
         self.compiled = bool(settings.compile)
         if self.compiled:
             self.workers, self.threads = self.compiled_split

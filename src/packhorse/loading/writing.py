@@ -28,7 +28,7 @@ class Rate(NamedTuple):
 
 def choose_writing(loader: Loader, total_rows: float, column: str, clock: Clock = time.perf_counter) -> Plan:
     """Raises UsageError or ModelError."""
-    precision, notes = _precision(loader)
+    precision, notes = writing_precision(loader)
     model = loader.generator(precision)
     rates, rows = _rows(loader, model, total_rows, clock)
     quality, found = compare_quantized(loader, precision, _saved(loader), rows, clock)
@@ -47,7 +47,7 @@ def choose_writing(loader: Loader, total_rows: float, column: str, clock: Clock 
     )  # fmt: skip
 
 
-def _precision(loader: Loader) -> tuple[str, tuple[str, ...]]:
+def writing_precision(loader: Loader) -> tuple[str, tuple[str, ...]]:
     """What was asked for; else the type of the checkpoint where the device has it, since nothing else is what its
     authors trained or checked."""
     s = loader.settings
@@ -72,10 +72,15 @@ def _saved(loader: Loader) -> str:
 # -- rows at the same time
 
 
+def rows_at_once(loader: Loader) -> int:
+    """As --batch-size says, else a usual number."""
+    return loader.settings.batch_size or ROWS.get(loader.device, ROWS_ELSEWHERE)
+
+
 def _rows(loader: Loader, model: Generator, total_rows: float, clock: Clock) -> tuple[list[Rate], int]:
     """Measured where the job is long enough, else a usual number."""
     s = loader.settings
-    usual = s.batch_size or ROWS.get(loader.device, ROWS_ELSEWHERE)
+    usual = rows_at_once(loader)
     sample = loader.material.rows
     can_try = model.engine in ("continuous", "static") and sample.num_rows and s.tune != "off" and not s.batch_size
     if not can_try:

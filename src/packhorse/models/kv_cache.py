@@ -74,7 +74,8 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
     sizes = {"sliding_attention": config.get("sliding_window"), "chunked_attention": config.get("attention_chunk_size")}
     shared = int(config.get("num_kv_shared_layers") or 0)
     kept = [k for k in kinds[: layers - shared] if k not in WITHOUT_KEYS]
-    return tuple(None if sizes.get(k) is None else int(sizes[k]) - 1 for k in kept)
+    found = [sizes.get(k) for k in kept]
+    return tuple(None if size is None else int(size) - 1 for size in found)
 
 
 def _kinds(config: Mapping[str, Any], layers: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -30,6 +31,9 @@ def _parts(e: Explanation) -> Iterator[RenderableType]:
     yield from _histogram(e.lengths)
     if e.truncated_rows:
         yield Text(f"{e.truncated_rows} of {e.forecast.sample_rows} rows are longer than the model and will be cut")
+    if e.rows_at_once is not None:
+        yield from _writing(e)
+        return
     yield Text("\nways", style="bold")
     yield _ways(e.alternatives)
     yield from (Text(f"  {way(a, e.alternatives)}: {a.reason}") for a in e.alternatives if a.reason)
@@ -37,6 +41,30 @@ def _parts(e: Explanation) -> Iterator[RenderableType]:
     yield _batches(e)
     yield Text("\nwhat it takes", style="bold")
     yield from (Text(f"  {name:<10} {text}") for name, text in _takes(e))
+
+
+def _writing(e: Explanation) -> Iterator[RenderableType]:
+    """Of generation."""
+    yield Text(f"\n{e.task}: {e.rows_at_once:,} rows at once, up to {e.max_new_tokens:,} new tokens each", style="bold")
+    for a in e.alternatives:
+        mark = ">" if a.status == "chosen" else " "
+        yield Text(f"{mark} {a.rows_at_once or 0:>5,} rows at once: {rate(a)} tokens/s")
+    yield Text("\nwhat it takes", style="bold")
+    if e.memory is not None:
+        yield from (Text(f"  {name:<10} {text}") for name, text in _memory(e.memory))
+    yield from (Text(f"  {line}", style="bold" if i == 0 else "") for i, line in enumerate(e.advice))
+    if e.forecast.total_s is not None:
+        yield Text(f"  {'time':<10} up to {duration(e.forecast.total_s)}, if every output became as long as it may")
+    if e.cost is not None:
+        yield Text(f"  {'cost':<10} up to {e.cost:,.2f} at {e.price_per_hour:,.2f} an hour")
+
+
+def _memory(memory: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "weights", f"{size(memory['weights_bytes'])} in {memory['precision']}"
+    yield "KV cache", f"{size(memory['kv_cache_bytes'])} of {memory['max_rows']:,} rows at their longest"
+    yield "activations", size(memory["activation_bytes"])
+    free = ", ".join(f"{size(count)} free on {device}" for device, count in memory["free_bytes"].items())
+    yield "in all", f"{size(memory['total_bytes'])}; {free}"
 
 
 def _histogram(lengths: dict[str, int]) -> Iterator[Text]:

@@ -9,7 +9,7 @@ from packhorse.data import Float32s, Reduction
 from packhorse.tuning.gate import Verdict, compare, default_tolerance
 
 LOWER = ("bf16", "fp16")
-QUANTIZED = ("int8", "fp8")
+QUANTIZED = ("int8", "int4", "fp8")
 
 
 def first_choice(settings: EngineConfig, supported: tuple[str, ...], own: str | None) -> str:

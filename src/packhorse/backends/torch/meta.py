@@ -50,10 +50,11 @@ def attention_cost(description: ModelDescription) -> tuple[AttentionCost, ...]:
 
 def _built(description: ModelDescription) -> Any:
     """Of the class that load_weights chooses for the task, in eval mode."""
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(description.folder, local_files_only=True, trust_remote_code=False)
-    auto = AutoModelForSequenceClassification if description.task == "text-classification" else AutoModel
+    autos = {"text-classification": AutoModelForSequenceClassification, "text-generation": AutoModelForCausalLM}
+    auto = autos.get(description.task, AutoModel)
     with torch.device("meta"):
         model = auto.from_config(config, trust_remote_code=False)
     pad_id(model.config)

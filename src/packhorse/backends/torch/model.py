@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
 
-from packhorse.backends.torch.attention import check_attention, implementation
+from packhorse.backends.torch.attention import check_attention
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.int8 import quantize
 from packhorse.backends.torch.layouts import Compiled, Layout, Packed, Padded
+from packhorse.backends.torch.loading import load_on_devices
+from packhorse.backends.torch.placement import execution_devices
 from packhorse.backends.torch.quantization.choice import QUANTIZED
-from packhorse.backends.torch.quantization.loading import QuantizedLoading, quantized_loading
-from packhorse.backends.torch.quantization.memory import weight_bytes
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
-from packhorse.backends.torch.weights import auto_class, base_precision, load_weights, max_positions
+from packhorse.backends.torch.weights import max_positions
 from packhorse.backends.torch.workers import PendingValues, Values, Workers
 from packhorse.data import Batch, Float32s, Int64s, Tokens
 from packhorse.devices.gemm import DTYPES
@@ -44,19 +43,16 @@ class TorchModel:
         check_attention(request.attention, request.device)
         if request.attention == "flex_attention" and request.device == "cpu":
             self.notes += ("flex_attention is compiled for every new shape: on a CPU that takes minutes",)
-        self._quantized = quantized_loading(request, auto_class(request.reduction), generates=False)
-        # A library's kernels round activations about as bf16 does, whatever the type of the rest.
-        self._base = "bf16" if self._quantized else base_precision(request.precision, request.device)
-        self._model = _on_device(request, DTYPES[self._base], self._quantized)
-        if self._quantized is not None:
-            self.notes += self._quantized.finish(self._model, request)
+        self._weights = load_on_devices(request, generates=False)
+        self._model, self._base, self.device = self._weights.model, self._weights.base, self._weights.device
+        self.notes += self._weights.notes
         self.max_length = max_positions(self._model)
         self.reduction = dataclasses.replace(request.reduction)
-        self._reducer = Reducer(request.reduction, request.device)
-        self._workers = _workers(request)
+        self._reducer = Reducer(request.reduction, self.device)
+        self._workers = _workers(request, self.device)
         self.in_flight = max(3, request.workers + 1)
         self.attention = request.attention if ":" in request.attention else self._model.config._attn_implementation
-        self._padded = Padded(self._model, self._reducer, request.device, self.attention)
+        self._padded = Padded(self._model, self._reducer, self.device, self.attention)
         self._layout: Layout = self._padded
         try:
             with quiet():
@@ -77,7 +73,8 @@ class TorchModel:
 
     def close(self) -> None:
         self._workers.close()
-        del self._model, self._layout, self._padded
+        self._weights.close()
+        del self._model, self._layout, self._padded, self._weights
 
     # -- what this model can do
 
@@ -95,9 +92,9 @@ class TorchModel:
             self._pack(request, rows, alone)
         if request.attention == "packed" and not self.is_packed:
             raise ModelError(f"{request.description.folder}: --attention packed: {self.notes[-1]}; leave it out")
-        if request.device == "cpu" and not request.compiled and self._quantized is None:
+        if request.device == "cpu" and not request.compiled and self._weights.is_plain:
             self._speed_up_layers(request, first_two, rows, alone)
-        self.weight_bytes = weight_bytes(self._model)
+        self.weight_bytes = self._weights.num_bytes
 
     def _compile(self, request: LoadRequest, rows: Tokens, alone: Float32s) -> None:
         """By torch.compile, for all shapes before the first is timed. Raises ModelError where the values change."""
@@ -116,6 +113,9 @@ class TorchModel:
 
     def _pack(self, request: LoadRequest, rows: Tokens, alone: Float32s) -> None:
         """Packed, if that is right for this model; else a note why not."""
+        if len(execution_devices(self._model)) > 1:
+            self.notes += ("padded: the boundaries of packed rows lie on one device, and the layers on several",)
+            return
         packed_attention.register()
         before = self._model.config._attn_implementation
         kernel = request.attention if request.attention in packed_attention.FLASH_PACKAGES else "auto"
@@ -201,23 +201,12 @@ class TorchModel:
         return np.concatenate([output.numpy() for output in outputs])
 
 
-def _on_device(request: LoadRequest, dtype: torch.dtype, quantized: QuantizedLoading | None) -> Any:
-    if request.device.startswith("cuda"):
-        torch.cuda.set_device(request.device)
-    options = {} if quantized is None else quantized.options
-    try:
-        model = load_weights(request.description, request.reduction, dtype, implementation(request), options)
-        return model if "device_map" in options else model.to(request.device)
-    except torch.OutOfMemoryError as failure:
-        folder, precision = request.description.folder, request.precision
-        raise ModelError(f"{folder}: its weights in {precision} do not fit on {request.device}: {failure}") from failure
-
-
-def _workers(request: LoadRequest) -> Workers:
-    """One where torch.compile is used: it refuses a call while another thread traces."""
-    if request.attention == "flex_attention" or request.compiled:
-        return Workers(request.device, 1, request.workers * request.threads)
-    return Workers(request.device, request.workers, request.threads)
+def _workers(request: LoadRequest, device: str) -> Workers:
+    """One where torch.compile is used: it refuses a call while another thread traces. One where layers lie on several
+    devices: the weights of a layer leave it after each forward."""
+    if request.attention == "flex_attention" or request.compiled or request.placement.is_split:
+        return Workers(device, 1, request.workers * request.threads)
+    return Workers(device, request.workers, request.threads)
 
 
 def _least(*limits: int | None) -> int | None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LIBRARIES = ("torch", "torchao", "bitsandbytes")  # the last two say at import which kernels they do not find
+LIBRARIES = ("torch", "torchao", "bitsandbytes", "accelerate")  # two say at import which kernels they do not find
 
 
 @contextmanager

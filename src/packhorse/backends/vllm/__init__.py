@@ -61,7 +61,7 @@ def supported_precisions(device: str) -> tuple[str, ...]:
 
 
 def default_batch_tokens(device: str, precision: str, width: int) -> int:
-    """What vLLM gives itself for a step is decided by it, after what fits."""
+    """For the plan: how many tokens a step computes is vLLM's own max_num_batched_tokens."""
     return 16_384 if device != "cpu" else 4_096
 
 
@@ -101,10 +101,8 @@ def free_bytes(device: str) -> int | None:
 
 
 def ceilings(device: str, precisions: Sequence[str], threads: int) -> measured.Ceilings | None:
-    """As measured with torch on a processor, else what is known."""
-    if device != "cpu":
-        return known_ceilings(device, threads)
-    return measured.measure_ceilings(device, threads, precisions)
+    """As measured with torch on a processor; of a GPU none, as of known_ceilings."""
+    return measured.measure_ceilings(device, threads, precisions) if device == "cpu" else None
 
 
 def known_ceilings(device: str, threads: int) -> measured.Ceilings | None:

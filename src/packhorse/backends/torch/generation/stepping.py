@@ -151,6 +151,7 @@ class Stepper:
     def _use(self, device: torch.device) -> None:
         """Processors keep tensors on the device of the logits."""
         self._device = device
+        self._model._prepare_special_tokens(self.config, True, device=device, batch_size=1)
         try:
             self._processors = Processors(self._model, self.config, device)
         except (ValueError, TypeError) as error:

@@ -1,0 +1,120 @@
+"""What a job that generates will need and take, before a weight is read: memory by device, and time at most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from packhorse.data import ModelCost
+from packhorse.devices.host import available_bytes
+from packhorse.errors import ModelError
+from packhorse.generation import Quantization
+from packhorse.loading.loader import Loader
+from packhorse.loading.writing import rows_at_once, writing_precision
+from packhorse.models.memory import MemoryNeed, fits, predict_memory
+from packhorse.models.preflight import read_object
+from packhorse.plans import Forecast
+
+USUAL_NEW_TOKENS = 256  # where neither a flag nor generation_config.json says how many
+STEP_SHARE = 0.6  # of the best matrix product, or of the memory's bandwidth, that a step reaches
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """advice: sentences on what would make it fit; none where it does. free_bytes: by device, the job's own first."""
+
+    precision: str
+    rows_at_once: int
+    max_new_tokens: int
+    need: MemoryNeed | None  # None where the folder has no safetensors that tell
+    free_bytes: Mapping[str, int]
+    advice: tuple[str, ...]
+    forecast: Forecast
+
+    def memory(self) -> dict[str, Any] | None:
+        """As JSON values."""
+        if self.need is None:
+            return None
+        return asdict(self.need) | {"total_bytes": self.need.total_bytes, "free_bytes": dict(self.free_bytes)}
+
+
+def foresee(loader: Loader, total_rows: float) -> Foreseen:
+    """Of a job whose sample the loader has seen. Raises ModelError or UsageError."""
+    precision, _ = writing_precision(loader)
+    rows, new_tokens = rows_at_once(loader), max_new_tokens(loader)
+    free = free_bytes(loader)
+    need = _need(loader, precision, rows, new_tokens)
+    advice = tuple(fits(need, free)) if need is not None and free else ()
+    forecast = _forecast(loader, total_rows, precision, rows, new_tokens, need)
+    return Foreseen(precision, rows, new_tokens, need, free, advice, forecast)
+
+
+def max_new_tokens(loader: Loader) -> int:
+    """As the flag or the model's generation_config.json says."""
+    path = loader.description.folder / "generation_config.json"
+    own = read_object(path).get("max_new_tokens") if path.is_file() else None
+    return int(loader.settings.max_new_tokens or own or USUAL_NEW_TOKENS)
+
+
+def free_bytes(loader: Loader) -> dict[str, int]:
+    """By the names of --max-memory; empty where the backend has no device."""
+    own = loader.backend.free_bytes(loader.device)
+    if own is None:
+        return {}
+    if loader.device == "cpu":
+        return {"cpu": own}
+    import torch
+
+    first = int(loader.device.partition(":")[2] or 0)
+    others = [n for n in range(torch.cuda.device_count()) if n != first] if loader.device.startswith("cuda") else []
+    by_gpu = {str(n): int(loader.backend.free_bytes(f"cuda:{n}")) for n in others}
+    return {str(first): own, **by_gpu, "cpu": available_bytes() or 0}
+
+
+def _need(loader: Loader, precision: str, rows: int, new_tokens: int) -> MemoryNeed | None:
+    folder: Path = loader.description.folder
+    files = sorted(folder.glob("*.safetensors"))
+    if not files or loader.backend_name == "null":
+        return None
+    s = loader.settings
+    lengths = loader.material.lengths
+    longest = int(np.quantile(lengths, 0.95)) if len(lengths) else 0
+    return predict_memory(
+        read_object(folder / "config.json"), files, precision, Quantization(s.quantization, s.quantization_options),
+        rows, longest, new_tokens, loader.candidate("fp32").max_batch_tokens,
+    )  # fmt: skip
+
+
+def _forecast(
+    loader: Loader, total_rows: float, precision: str, rows: int, new_tokens: int, need: MemoryNeed | None
+) -> Forecast:
+    """At most: every output as long as it may become. A step reads all weights once, and multiplies with each row."""
+    lengths = loader.material.lengths
+    mean = float(lengths.mean()) if len(lengths) else 0.0
+    told = Forecast(rows=total_rows, tokens=mean * total_rows, sample_rows=len(lengths))
+    cost = _cost(loader)
+    ceilings = loader.backend.ceilings(loader.device, loader.supported_precisions(), loader.threads)
+    gemm = (
+        ceilings.gemm_flops_per_s.get(precision if precision in ("fp32", "bf16", "fp16") else "bf16") if ceilings else 0
+    )
+    if need is None or not cost.per_token or not gemm:
+        return told
+    prompts_s = total_rows * cost.flops(np.array([int(mean)])) / (gemm * STEP_SHARE)
+    step_s = max(need.weights_bytes / ceilings.copy_bytes_per_s, rows * cost.per_token / gemm) / STEP_SHARE
+    total_s = prompts_s + -(-total_rows // rows) * new_tokens * step_s
+    return told.model_copy(update={"tokens_per_s": rows / step_s, "total_s": total_s, "source": "predicted"})
+
+
+def _cost(loader: Loader) -> ModelCost:
+    if loader.backend_name != "torch" or loader.description.is_encoder_decoder:
+        return ModelCost()
+    from packhorse.backends.torch.meta import estimate
+
+    try:
+        return estimate(loader.description).cost
+    except ModelError:
+        return ModelCost()

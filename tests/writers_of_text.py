@@ -1,0 +1,114 @@
+"""Folders of small models that write: random weights, a byte-level tokenizer, and what plain transformers writes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.generators import byte_level_tokenizer, seq2seq_model, tiny_llm
+
+VOCAB, POSITIONS = 320, 128
+IDS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+KINDS = ("llama", "qwen3", "gpt2", "t5", "bart")
+DECODERS = ("llama", "qwen3", "gpt2")
+ENDS = list(range(7, VOCAB, 16))  # one token in sixteen ends an output, so that outputs have very different lengths
+WORDS = ["the", "stop", "of", "opera", "there", "end.", "naïve", "café", "漢字", "42", "a", "film", "plot:", "\n"]
+CHAT = (
+    "{% for m in messages %}<|end|>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|end|>assistant: {% endif %}"
+)
+
+
+def save_writer(
+    folder: Path, kind: str, ends: Sequence[int] | None = ENDS, chat: str | None = None, **config: Any
+) -> Path:
+    """kind: one of KINDS. ends: ids that end an output. chat: its template. 128 positions, or a tokenizer's limit of
+    128 where the model has none."""
+    if kind in DECODERS:
+        model = tiny_llm(kind, VOCAB, **config)
+    else:
+        start = 0 if kind == "t5" else 2
+        model = seq2seq_model(kind, **{**IDS, "decoder_start_token_id": start, **config})
+    model.generation_config.eos_token_id = None if ends is None else list(ends)
+    model.save_pretrained(folder)
+    save_tokenizer_of(folder, ends_texts=kind not in DECODERS, chat=chat)
+    return folder
+
+
+def save_tokenizer_of(folder: Path, ends_texts: bool = False, chat: str | None = None) -> None:
+    """Byte-level BPE of 320 tokens; ends_texts: an end token behind each text, as encoders are given it."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = byte_level_tokenizer(VOCAB)
+    if ends_texts:
+        backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=POSITIONS
+    )
+    tokenizer.chat_template = chat
+    tokenizer.save_pretrained(folder)
+
+
+def texts(count: int, longest: int = 18, seed: int = 0) -> list[str]:
+    """Different ones of 1 to `longest` words, in no order."""
+    draw = np.random.default_rng(seed)
+    return [" ".join([str(i), *draw.choice(WORDS, n - 1)]) for i, n in enumerate(draw.integers(1, longest, count))]
+
+
+class Written(NamedTuple):
+    """ids: without the prompt and padding, the end token included."""
+
+    ids: list[int]
+    text: str
+    num_prompt_tokens: int
+
+
+class Reference:
+    """transformers alone, one prompt at a time, in fp32."""
+
+    def __init__(self, folder: Path, model: Any = None) -> None:
+        """model: instead of that of the folder."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+        torch.set_num_threads(1)
+        auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
+        self.model = model if model is not None else auto.from_pretrained(folder, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def generate(self, text: str, special: bool = True, **settings: Any) -> list[Written]:
+        """One output, or num_return_sequences of them."""
+        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=special).input_ids
+        asked = copy.deepcopy({"do_sample": False, **settings})
+        if "stop_strings" in asked:
+            asked["tokenizer"] = self.tokenizer
+        written = self.model.generate(ids, attention_mask=ids.new_ones(ids.shape), **asked)
+        start = 1 if self.model.config.is_encoder_decoder else ids.shape[1]
+        return [self._written(row[start:].tolist(), ids.shape[1]) for row in written]
+
+    def _written(self, ids: list[int], num_prompt_tokens: int) -> Written:
+        ends = self.model.generation_config.eos_token_id or []
+        first = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        ids = ids[: first + 1]
+        return Written(ids, self.tokenizer.decode(ids, skip_special_tokens=True), num_prompt_tokens)
+
+    def logprobs(self, text: str, written: Sequence[int]) -> list[float]:
+        """log_softmax of one plain forward over prompt and output, at the ids written."""
+        import torch
+
+        ids = self.tokenizer(text, return_tensors="pt").input_ids
+        rest = torch.tensor([list(written)])
+        if self.model.config.is_encoder_decoder:
+            start = torch.tensor([[self.model.config.decoder_start_token_id]])
+            inputs = {"input_ids": ids, "decoder_input_ids": torch.cat([start, rest[:, :-1]], 1)}
+        else:
+            inputs = {"input_ids": torch.cat([ids, rest[:, :-1]], 1)}
+        with torch.inference_mode():
+            logits = self.model(**inputs).logits[0, -len(written) :]
+        found: list[float] = logits.log_softmax(-1).gather(1, rest[0][:, None])[:, 0].tolist()
+        return found
