@@ -165,7 +165,7 @@ def generate_batch(job: Job) -> Written:
     )
     begin = time.perf_counter()
     prompts = subject.prompt_ids(job.texts)
-    settings = ContinuousBatchingConfig(**job.settings.get("continuous_batching", {}))
+    settings = ContinuousBatchingConfig(per_request_processors=True)
     outputs = subject.model.generate_batch(prompts, generation_config=asked, continuous_batching_config=settings)
     if len(outputs) != len(prompts) or any(output.error for output in outputs.values()):
         raise RuntimeError(f"generate_batch answered {len(outputs)} of {len(prompts)} requests, or some with errors")
@@ -183,7 +183,7 @@ def packhorse(job: Job) -> Written:
     _capture(TorchGenerator, captured)
     engine = packhorse.load(
         job.folder, task=TASKS[job.workload], precision=job.precision, max_new_tokens=job.longest,
-        **job.settings.get("packhorse", {}),
+        **job.settings,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="packhorse-generation-") as scratch:
         rows = Path(scratch) / "prompts.jsonl"
@@ -251,9 +251,9 @@ def _result(written: Written, all_s: float) -> dict[str, Any]:
 
 
 def _save_ids(file: Path, written: Written) -> None:
-    gaps = {} if written.gaps is None else {"gaps": written.gaps}
     sizes = np.array([len(row) for row in written.ids])
-    np.savez(file, ids=np.concatenate(written.ids), sizes=sizes, **gaps)
+    gaps = np.empty(0, np.float32) if written.gaps is None else written.gaps
+    np.savez(file, ids=np.concatenate(written.ids), sizes=sizes, gaps=gaps)
 
 
 def _check(written: Written, lengths: Lengths) -> None:

@@ -14,7 +14,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from transformers import GenerationMixin, LogitsProcessor
-from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    CLASSIC_TO_CB_PROCESSORS_MAP,
+    ContinuousBatchingLogitsProcessor,
+)
 
 FORBID, FORCE = 0, 1
 
@@ -47,14 +50,22 @@ class ForcedLength(LogitsProcessor):
         return forced(scores, [target == generated + 1 for target in self._targets], self._eos)
 
 
+class ForcedLengthUnseen(LogitsProcessor):
+    """Stands for ForcedLengthPerRequest in the list that generate_batch() makes its own processors of: it has room for
+    those alone that it made itself (ContinuousBatchingConfig.per_request_processors)."""
+
+    def __init__(self, lengths: Lengths) -> None:
+        self.lengths = lengths
+
+
 class ForcedLengthPerRequest(ContinuousBatchingLogitsProcessor):
     """The same for generate_batch(), which shows its processors no ids but, for each running request, its state."""
 
     supported_kwargs: ClassVar[dict[str, type]] = {}
     ignored_kwargs: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, lengths: Lengths) -> None:
-        self._lengths = lengths
+    def __init__(self, unseen: ForcedLengthUnseen) -> None:
+        self._lengths = unseen.lengths
         self._targets: dict[str, int] = {}
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
@@ -98,9 +109,10 @@ def force_lengths(lengths: Lengths) -> None:
     ) -> Any:  # fmt: skip
         processors = original(self, generation_config, input_ids_seq_length, encoder_input_ids, **others)
         if encoder_input_ids is None or input_ids_seq_length is None:  # only generate_batch() knows no prompts here
-            processors.append(ForcedLengthPerRequest(lengths))
+            processors.append(ForcedLengthUnseen(lengths))
         else:
             processors.append(ForcedLength(lengths, encoder_input_ids, input_ids_seq_length))
         return processors
 
     GenerationMixin._get_logits_processor = with_forced_length
+    CLASSIC_TO_CB_PROCESSORS_MAP[ForcedLengthUnseen] = ForcedLengthPerRequest

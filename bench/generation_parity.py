@@ -42,7 +42,7 @@ def read_outputs(file: Path) -> Outputs:
     """What a contender left."""
     with np.load(file) as found:
         ends = np.cumsum(found["sizes"])[:-1]
-        return Outputs(np.split(found["ids"], ends), np.split(found["gaps"], ends) if "gaps" in found else None)
+        return Outputs(np.split(found["ids"], ends), np.split(found["gaps"], ends) if len(found["gaps"]) else None)
 
 
 def spread(num_rows: int, count: int) -> list[int]:

@@ -92,7 +92,7 @@ def sentencepiece_tokenizer() -> Any:
     return tokenizer
 
 
-# --- of the tests of static batches ------------------------------------------------------------------------------------
+# --- of the tests of static batches --------------------------------------------------------------------------------
 
 
 def seq2seq_model(kind: str, **config: Any) -> Any:

@@ -33,10 +33,18 @@ def save_writer(
     else:
         start = 0 if kind == "t5" else 2
         model = seq2seq_model(kind, **{**IDS, "decoder_start_token_id": start, **config})
+    save_tokenizer_of(folder, ends_texts=kind not in DECODERS, chat=chat)
+    if ends is ENDS and kind not in DECODERS:  # of all ids they write few
+        ends = _written_at_steps(model, folder)
     model.generation_config.eos_token_id = None if ends is None else list(ends)
     model.save_pretrained(folder)
-    save_tokenizer_of(folder, ends_texts=kind not in DECODERS, chat=chat)
     return folder
+
+
+def _written_at_steps(model: Any, folder: Path) -> list[int]:
+    """Ids that the first texts have at later and later steps."""
+    free = Reference(folder, model)
+    return sorted({free.generate(text, max_new_tokens=24)[0].ids[2 * i + 1] for i, text in enumerate(texts(8))})
 
 
 def save_tokenizer_of(folder: Path, ends_texts: bool = False, chat: str | None = None) -> None:
@@ -77,8 +85,11 @@ class Reference:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
         torch.set_num_threads(1)
-        auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
-        self.model = model if model is not None else auto.from_pretrained(folder, dtype=torch.float32).eval()
+        if model is None:
+            is_seq2seq = AutoConfig.from_pretrained(folder).is_encoder_decoder
+            auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
+            model = auto.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = model
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def generate(self, text: str, special: bool = True, **settings: Any) -> list[Written]:
@@ -91,24 +102,30 @@ class Reference:
         start = 1 if self.model.config.is_encoder_decoder else ids.shape[1]
         return [self._written(row[start:].tolist(), ids.shape[1]) for row in written]
 
+    @property
+    def ends(self) -> list[int]:
+        return list(self.model.generation_config.eos_token_id or [])
+
     def _written(self, ids: list[int], num_prompt_tokens: int) -> Written:
-        ends = self.model.generation_config.eos_token_id or []
-        first = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        first = next((i for i, token in enumerate(ids) if token in self.ends), len(ids))
         ids = ids[: first + 1]
         return Written(ids, self.tokenizer.decode(ids, skip_special_tokens=True), num_prompt_tokens)
 
-    def logprobs(self, text: str, written: Sequence[int]) -> list[float]:
-        """log_softmax of one plain forward over prompt and output, at the ids written."""
+    def logits(self, text: str, written: Sequence[int]) -> Any:
+        """[len(written), V] of one plain forward over prompt and output: those that each id was chosen by."""
         import torch
 
         ids = self.tokenizer(text, return_tensors="pt").input_ids
-        rest = torch.tensor([list(written)])
+        before = torch.tensor([list(written)])[:, :-1]
         if self.model.config.is_encoder_decoder:
             start = torch.tensor([[self.model.config.decoder_start_token_id]])
-            inputs = {"input_ids": ids, "decoder_input_ids": torch.cat([start, rest[:, :-1]], 1)}
+            inputs = {"input_ids": ids, "decoder_input_ids": torch.cat([start, before], 1)}
         else:
-            inputs = {"input_ids": torch.cat([ids, rest[:, :-1]], 1)}
+            inputs = {"input_ids": torch.cat([ids, before], 1)}
         with torch.inference_mode():
-            logits = self.model(**inputs).logits[0, -len(written) :]
-        found: list[float] = logits.log_softmax(-1).gather(1, rest[0][:, None])[:, 0].tolist()
-        return found
+            return self.model(**inputs).logits[0, -len(written) :]
+
+    def logprobs(self, text: str, written: Sequence[int]) -> list[float]:
+        """log_softmax of logits(), at the ids written."""
+        scores = self.logits(text, written).log_softmax(-1)
+        return [float(scores[step, token]) for step, token in enumerate(written)]

@@ -21,15 +21,22 @@ Say = Callable[[str], None]
 
 
 def load(model: str | Path, **settings: Any) -> Engine:
-    """Loads a model and gives an Engine with predict(), embed(), stream() and run().
+    """Loads a model and gives an Engine with predict(), embed(), generate(), stream() and run().
 
     model: a folder, or an id on the hub. settings, all optional:
 
         revision           branch, tag or commit on the hub
         adapter            PEFT adapter (LoRA) to merge into the weights: a folder, or ORGANISATION/NAME[@REVISION]
-        task               "text-classification" or "feature-extraction"; "auto" reads it from the model
+        task               "text-classification", "feature-extraction", "text-generation", "text2text-generation",
+                           "summarization" or "translation"; "auto" reads it from the model
         devices            "auto", "cpu", "cuda", "cuda:N", "mps" or "xpu"
-        precision          "fp32", "bf16", "fp16", "int8"; "auto": bf16 (fp16) where it agrees with fp32 on your rows
+        precision          "fp32", "bf16", "fp16", "int8", "int4", "fp8"; "auto": bf16 (fp16) where it agrees with fp32
+                           on your rows; of a model that writes the checkpoint's
+        quantization       who makes int8 and int4: "bitsandbytes" or "torchao"; quantization_options: a dict of its own
+                           settings
+        device_map         "auto", "balanced", "sequential" or a JSON file, with max_memory ("0=16GB,cpu=60GB") and
+                           offload_folder: for a model larger than a device
+        tensor_parallel    True: each layer over all GPUs (vllm)
         tolerance          how far a lower precision may be from fp32: of a score, or of a cosine
         attention          "auto", "packed", "sdpa", "sdpa:flash" and so on, "flash_attention_2", "eager", ...
         compile            True: torch.compile, over padded batches; False: never; None: where it was faster
@@ -45,7 +52,16 @@ def load(model: str | Path, **settings: Any) -> Engine:
         normalize          embeddings of length 1; default what the model says
         embedding_format   "float32", "float16", "int8" (with a scale a row), "binary" or "ubinary" (a bit a number)
         prompt_name        prompt of a sentence-transformers model
-        backend            "torch", "onnx", "openvino"; "auto" goes by the folder's files; "null": no model
+        max_new_tokens, do_sample, temperature, top_p, top_k, min_p, repetition_penalty, num_beams,
+        num_return_sequences, stop_strings
+                           of a model that writes: as transformers' generate() takes them; generation: a dict of others
+        seed               of sampling (0)
+        logprobs           True: columns with the tokens written and their log-probabilities
+        json_schema        a file or JSON text that each output satisfies; choices: a list of which each output is one
+        chat               True: prompts go through the model's chat template; system_prompt: a message before each
+        long               a text longer than the model: "error" (default where text is generated) or "truncate"
+        engine             "continuous", "static", "generate" or "paged"; "auto": the first that is right for the model
+        backend            "torch", "onnx", "openvino", "vllm"; "auto" goes by the folder's files; "null": no model
         provider           ONNX Runtime's execution provider
         onnx_file          which .onnx file of the folder
         tokenizer          "hf", "tokie" or "nanotoken"; "auto" takes the fastest that is proven to give the same tokens
@@ -82,6 +98,9 @@ def run(model: str | Path, input: Any, output: str | Path, *, stop: Stop | None 
         header          False: the first line of CSV and TSV is a row, and columns are column_0, column_1 and so on
         text_column     column with the text; guessed when only one can be meant
         pair_column     column with the second text of a pair
+        template        prompt made of columns, "Summarize {title}: {body}"; "@FILE" reads it from a file
+        messages_column column with chat messages
+        seed_column     column that takes the place of the row's number in sampling
         output_format   of the parts in a folder: "parquet" (default), "jsonl", "csv", or "npy" for embeddings
         keep            input columns to carry over, a list; default all
         output_prefix   put before the names of the output columns

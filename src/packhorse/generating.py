@@ -55,7 +55,9 @@ def generate(
     with counters.timed("compute_s"):
         if not prompts.num_rows:
             return empty(0, 1)
+        known = set(model.notes)
         generated = model.generate(prompts, max_rows, max_prefill_tokens, on_step)
+        counters.notes |= dict.fromkeys([note for note in model.notes if note not in known], 1)
     if len(generated.reasons) % prompts.num_rows or len(generated.offsets) != len(generated.reasons) + 1:
         raise RuntimeError(f"the engine gave {len(generated.reasons)} outputs for {prompts.num_rows} prompts")
     _count(generated, prompts, model, counters)

@@ -89,7 +89,9 @@ class Generator(Protocol):
     is_sampled: bool  # whether outputs depend on Prompts.keys
     attention: str
     engine: str  # continuous | static | generate | paged | vllm | null
-    notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...  # what was tried and not taken; may grow while it generates
 
     def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated: ...
     def peak_bytes(self) -> int | None: ...

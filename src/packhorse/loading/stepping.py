@@ -41,9 +41,12 @@ def step_rate(model: Generator, prompts: Prompts, loader: Loader, clock: Clock) 
         if len(ticks) > TRIAL_STEPS:
             raise _EnoughError
 
+    budget = loader.candidate("fp32").max_batch_tokens
     begin = clock()
     with contextlib.suppress(_EnoughError):
-        model.generate(prompts, rows, loader.candidate("fp32").max_batch_tokens, on_step)
+        model.generate(
+            prompts, rows, max(loader.candidate("fp32").max_batch_tokens, rows * TRIAL_PROMPT_TOKENS), on_step
+        )
     if len(ticks) < 2:  # outputs of one token
         return rows / max(clock() - begin, 1e-9)
     return rows / max(statistics.median(np.diff(ticks).tolist()), 1e-9)

@@ -16,6 +16,7 @@ from packhorse.tuning.measure import Clock
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # by torch's names
 ROWS = {"cpu": 64}  # written on at the same time, where nothing is measured; a step's cost is the weights' reading
 ROWS_ELSEWHERE = 128
+STATIC_PREFILL_TOKENS = 16_384
 LADDER = (16, 32, 64, 128, 256, 512)
 LONG_JOB = 20  # trials of one size: fewer rows than so many times it do not repay a trial
 GAIN = 1.05  # more rows cost memory: they are taken only where they gain as much
@@ -33,7 +34,7 @@ def choose_writing(loader: Loader, total_rows: float, column: str, clock: Clock 
     rates, rows = _rows(loader, model, total_rows, clock)
     quality, found = compare_quantized(loader, precision, _saved(loader), rows, clock)
     s = loader.settings
-    budget = loader.candidate(precision).max_batch_tokens
+    budget = s.max_batch_tokens or prefill_tokens(loader, model.engine)
     tokenizer = loader.material.choose_tokenizer("hf" if s.exact else s.tokenizer)
     return Plan(
         task=loader.description.task, backend=loader.backend_name, device=loader.device.split(":")[0],
@@ -67,6 +68,13 @@ def _saved(loader: Loader) -> str:
     """The type of the checkpoint, where the device has it."""
     saved = PRECISIONS.get(loader.description.dtype or "float32", "fp32")
     return saved if saved in loader.supported_precisions() else "fp32"
+
+
+def prefill_tokens(loader: Loader, engine: str) -> int:
+    """Of prompts in one forward. Rows that enter one by one are read as batches of values are; a static batch is read
+    at once, however many rows it is to be written on with."""
+    usual = loader.candidate("fp32").max_batch_tokens
+    return usual if engine == "continuous" else max(usual, STATIC_PREFILL_TOKENS)
 
 
 # -- rows at the same time

@@ -41,7 +41,7 @@ class TorchGenerator:
         self.device = request.device
         self._weights: LoadedWeights = load_on_devices(request, generates=True)
         self._model = self._weights.model
-        self.notes: tuple[str, ...] = self._weights.notes
+        self._notes: tuple[str, ...] = self._weights.notes
         self.reduction = request.reduction
         self._set_threads(request)
         limits = [n for n in (request.description.max_length, max_positions(self._model)) if n]
@@ -49,7 +49,7 @@ class TorchGenerator:
         self._pinned = Pinned(request.attention)
         assert request.decoding is not None
         with quiet():
-            positions = None if request.description.is_encoder_decoder else self.max_length
+            positions = _decoder_positions(self._model) if request.description.is_encoder_decoder else self.max_length
             self._stepper = Stepper(self._model, tokenizer, request.decoding, positions)
             self.cost = self._cost(request)
             self.weight_bytes = self._weights.num_bytes
@@ -67,6 +67,11 @@ class TorchGenerator:
         """quality.compare_language_models() of this model and one in full precision."""
         return compare_language_models(reference._model, self._model, rows, self.device)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For the plan; an engine's own grow where it has to do something again."""
+        return (*self._notes, *getattr(self._writer, "notes", ()))
+
     def peak_bytes(self) -> int | None:
         return torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
 
@@ -82,9 +87,7 @@ class TorchGenerator:
         self.engine = asked if asked != "auto" else self._best(request)
         if asked == "continuous":
             self._check_continuous(request)
-        made = self._made(request)
-        self.notes += tuple(getattr(made, "notes", ()))
-        return made
+        return self._made(request)
 
     def _made(self, request: LoadRequest) -> Writer:
         model, stepper, device = self._model, self._stepper, self._weights.device
@@ -102,13 +105,13 @@ class TorchGenerator:
 
     def _best(self, request: LoadRequest) -> str:
         if self._stepper.needs_library is not None:
-            self.notes += (f"transformers' own generate(): {self._stepper.needs_library}",)
+            self._notes += (f"transformers' own generate(): {self._stepper.needs_library}",)
             return "generate"
         why_not = self._why_not_continuous(request)
         if why_not is None:
             return "continuous"
         if not request.description.is_encoder_decoder:
-            self.notes += (f"rows run in batches that they leave, not enter: {why_not}",)
+            self._notes += (f"rows run in batches that they leave, not enter: {why_not}",)
         return "static"
 
     def _why_not_continuous(self, request: LoadRequest) -> str | None:
@@ -163,7 +166,13 @@ class TorchGenerator:
                 return
             why = f"oneDNN's differ by {difference:.2g} of the logits' spread"
         undo()
-        self.notes += (f"torch's own linear layers: {why}",)
+        self._notes += (f"torch's own linear layers: {why}",)
+
+
+def _decoder_positions(model: Any) -> int | None:
+    """Tokens that the decoder of a model with an encoder can place; None where positions are relative."""
+    table = getattr(model.config, "max_position_embeddings", None)
+    return None if table is None else int(table)
 
 
 def _attention_of(request: LoadRequest, model: Any) -> str:
