@@ -44,9 +44,7 @@ def step_rate(model: Generator, prompts: Prompts, loader: Loader, clock: Clock) 
     budget = loader.candidate("fp32").max_batch_tokens
     begin = clock()
     with contextlib.suppress(_EnoughError):
-        model.generate(
-            prompts, rows, max(loader.candidate("fp32").max_batch_tokens, rows * TRIAL_PROMPT_TOKENS), on_step
-        )
+        model.generate(prompts, rows, max(budget, rows * TRIAL_PROMPT_TOKENS), on_step)
     if len(ticks) < 2:  # outputs of one token
         return rows / max(clock() - begin, 1e-9)
     return rows / max(statistics.median(np.diff(ticks).tolist()), 1e-9)
