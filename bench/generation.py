@@ -4,7 +4,7 @@
     python bench/generation.py --workload t5 --json bench/results/generation-t5.json
     python bench/generation.py --prompts 12 --lengths 4-16 --contenders pipeline_8,static_8,packhorse
 
-Contenders: pipeline_N (llm), pipeline_style_N (t5, bart), static_N, generate_batch (llm), packhorse. Each runs in a
+Contenders: pipeline_N (llm), pipeline_style_N (t5, bart), static_N, generate_batch_N (llm), packhorse. Each runs in a
 process of its own, on the same prompts in the same random order; every output has the length that its prompt's hash
 says. The ids of a part of the prompts are held against generate() of each prompt alone, at the same precision.
 """

@@ -22,7 +22,7 @@ class Workload(NamedTuple):
 
 SEQ2SEQ = Workload("5-100", "pipeline_style_8,static_8,static_24,static_48,packhorse")
 WORKLOADS = {
-    "llm": Workload("8-256", "pipeline_8,static_8,static_24,static_48,generate_batch,packhorse"),
+    "llm": Workload("8-256", "pipeline_8,static_8,static_24,static_48,generate_batch_24,packhorse"),
     "t5": SEQ2SEQ,
     "bart": SEQ2SEQ,
 }

@@ -33,6 +33,7 @@ def save_writer(
     else:
         start = 0 if kind == "t5" else 2
         model = seq2seq_model(kind, **{**IDS, "decoder_start_token_id": start, **config})
+        model.generation_config.no_repeat_ngram_size = 2  # else they soon write one token forever
     save_tokenizer_of(folder, ends_texts=kind not in DECODERS, chat=chat)
     if ends is ENDS and kind not in DECODERS:  # of all ids they write few
         ends = _written_at_steps(model, folder)
@@ -42,9 +43,10 @@ def save_writer(
 
 
 def _written_at_steps(model: Any, folder: Path) -> list[int]:
-    """Ids that the first texts have at later and later steps."""
+    """Ids that the first texts have at later and later steps, and none of them at its first."""
     free = Reference(folder, model)
-    return sorted({free.generate(text, max_new_tokens=24)[0].ids[2 * i + 1] for i, text in enumerate(texts(8))})
+    written = [free.generate(text, max_new_tokens=24)[0].ids for text in texts(20)]
+    return sorted({ids[2 * i + 3] for i, ids in enumerate(written[:9])} - {ids[0] for ids in written})
 
 
 def save_tokenizer_of(folder: Path, ends_texts: bool = False, chat: str | None = None) -> None:

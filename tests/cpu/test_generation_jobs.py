@@ -160,7 +160,7 @@ def test_samples_are_the_same_under_other_batches_shards_limits_and_after_a_resu
     assert len({first[0], *first[10:]}) == 6, "equal prompts have samples of their own"
     assert written("b", batch_size=3) == first
     assert written("c", limit=7, batch_size=1) == first[:7]
-    assert set(written("d", seed=6)).isdisjoint(first[10:])
+    assert sum(a != b for a, b in zip(written("d", seed=6), first, strict=True)) > 10
     table, stops = pa.table(rows), 0
     for looks in (3, 9, 30):
         try:

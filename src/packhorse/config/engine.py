@@ -80,8 +80,9 @@ class EngineConfig(GenerationSettings, PlacementSettings):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        if self.quantization_options and self.precision not in ("int8", "int4", "fp8"):
-            raise ValueError("--quantization-options: goes with --precision int8, int4 or fp8")
+        if (self.quantization != "auto" or self.quantization_options) and self.precision not in ("int8", "int4", "fp8"):
+            flag = "-options" if self.quantization == "auto" else f" {self.quantization}"
+            raise ValueError(f"--quantization{flag}: goes with --precision int8, int4 or fp8, not {self.precision}")
         if self.exact and self.precision not in ("auto", "fp32"):
             raise ValueError(f"--exact means fp32, --precision says {self.precision}: drop one of them")
         if self.batching == "fixed" and self.max_batch_tokens is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from packhorse.config import EngineConfig, GenerationSettings
+from packhorse.config import EngineConfig, GenerationSettings, PlacementSettings
 from packhorse.data import ModelDescription
 from packhorse.errors import UsageError
 
 WRITING_BACKENDS = ("torch", "vllm", "null")
+PLACING_BACKENDS = ("torch", "vllm")
 OF_ALL_TASKS = ("long",)  # settings of generation that other tasks have too
 
 
@@ -22,6 +23,7 @@ def check_settings(s: EngineConfig, about: ModelDescription, backend: str, preci
             raise UsageError(f"{flag} {value}: belongs to --backend onnx, this is {backend}")
     if s.compile and backend != "torch":
         raise UsageError(f"--compile: belongs to --backend torch, this is {backend}")
+    _check_placing(s, backend)
     if about.writes:
         _check_writing(s, about.task, backend)
         return
@@ -32,9 +34,21 @@ def check_settings(s: EngineConfig, about: ModelDescription, backend: str, preci
         raise UsageError(f"{flag}: belongs to generation, and this model does {about.task}")
 
 
+def _check_placing(s: EngineConfig, backend: str) -> None:
+    """vLLM says itself what it has of these."""
+    if backend in PLACING_BACKENDS:
+        return
+    names = [n for n in PlacementSettings.model_fields if getattr(s, n) != type(s).model_fields[n].default]
+    if names:
+        flag = "--" + names[0].replace("_", "-")
+        raise UsageError(f"{flag}: belongs to --backend {' or '.join(PLACING_BACKENDS)}, this is {backend}")
+
+
 def _check_writing(s: EngineConfig, task: str, backend: str) -> None:
     if backend not in WRITING_BACKENDS:
         raise UsageError(f"--backend {backend}: {task} runs on {' or '.join(WRITING_BACKENDS)}")
+    if s.engine != "auto" and backend != "torch":
+        raise UsageError(f"--engine {s.engine}: belongs to --backend torch, this is {backend}")
     if s.compile or s.batching != "auto":
         flag = "--compile" if s.compile else f"--batching {s.batching}"
         raise UsageError(f"{flag}: not for {task}, whose batches --engine and --batch-size decide")

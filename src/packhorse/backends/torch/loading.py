@@ -50,9 +50,13 @@ def load_on_devices(request: LoadRequest, generates: bool) -> LoadedWeights:
     options |= placer.options(auto, request.description.folder)
     # A library's kernels round activations about as bf16 does, whatever the type of the rest.
     base = "bf16" if quantized else base_precision(request.precision, request.device)
-    model = _loaded(request, DTYPES[base], options)
-    placer.settle(model, body_alone=not generates)
-    notes = quantized.finish(model, request) if quantized else ()
+    try:
+        model = _loaded(request, DTYPES[base], options)
+        placer.settle(model, body_alone=not generates)
+        notes = quantized.finish(model, request) if quantized else ()
+    except BaseException:
+        placer.close()
+        raise
     split = is_split(model)
     if split:
         notes += (placement_note(model),)

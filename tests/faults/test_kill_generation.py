@@ -1,0 +1,80 @@
+"""kill -9 in the middle of generation jobs, the same command again each time: the parts are those of an uninterrupted
+run, to the byte."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import packhorse as library
+from tests.cpu.command import DEADLINE_S, packhorse, parts, started
+from tests.writers_of_text import save_writer, texts
+
+ROWS, SHARD_ROWS = 48, 8
+AT_SHARDS = (0, 1, 4)  # commits that are there when the process is killed
+GREEDY = ["--logprobs"]
+SAMPLED = ["--do-sample", "--temperature", "1.2", "--num-return-sequences", "2", "--seed", "3"]
+JOBS: dict[str, tuple[str, list[str]]] = {
+    "llama greedy": ("llama", GREEDY),
+    "llama sampled": ("llama", SAMPLED),
+    "t5 sampled": ("t5", SAMPLED),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("writers")
+    return {kind: save_writer(root / kind, kind, ends=None) for kind in ("llama", "t5")}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(ROWS, 12)))
+    return path
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_killed_job_goes_on_to_the_same_bytes(
+    folders: dict[str, Path], rows: Path, tmp_path: Path, name: str
+) -> None:
+    kind, flags = JOBS[name]
+    job: list[Any] = ["--shard-rows", SHARD_ROWS, "--max-new-tokens", 60, "--batch-size", 3, "--tune", "off", *flags]
+    whole, killed = ([*("run", folders[kind], rows, "-o", tmp_path / out), *job] for out in ("whole", "killed"))
+    done = packhorse(*whole)
+    assert done.returncode == 0, done.stderr
+    seen = []
+    for wanted in AT_SHARDS:
+        seen.append(kill_inside_a_shard(killed, tmp_path / "killed", wanted))
+    assert all(count < ROWS // SHARD_ROWS for count in seen) and seen[-1] >= AT_SHARDS[-1], seen
+    done = packhorse(*killed)
+    assert done.returncode == 0, done.stderr
+    assert f"going on after {seen[-1] * SHARD_ROWS:,} rows" in done.stderr
+    assert parts(tmp_path / "killed") == parts(tmp_path / "whole") and len(parts(tmp_path / "whole")) == 6
+    assert library.verify(tmp_path / "killed").is_finished
+
+
+def kill_inside_a_shard(command: list[Any], output: Path, wanted: int) -> int:
+    """Kills the command once that many shards are committed, or, where none is wanted, once the manifest is there: the
+    next shard's rows are being written on. Returns the commits that there were."""
+    process = started(*command)
+    sign = output / "_packhorse" / (f"shards/{wanted - 1:06d}.json" if wanted else "manifest.json")
+    wait_for(process, sign)
+    time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9, "it was finished before it could be killed"
+    return len(list((output / "_packhorse" / "shards").glob("*.json")))
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.005)
