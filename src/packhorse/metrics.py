@@ -13,7 +13,8 @@ __all__ = ["Counters", "LiveCounters", "RunReport", "activation_bytes"]
 VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
 VALUES_PER_LAYER = 20
 DERIVED = (
-    "rows", "error_rows", "rows_per_s", "tokens_per_s", "padding_efficiency", "total_s", "device_busy_share",
+    "rows", "error_rows", "rows_per_s", "tokens_per_s", "generated_tokens_per_s", "padding_efficiency", "total_s",
+    "device_busy_share",
     "flops_per_s", "gemm_share", "device_flops_per_s", "device_gemm_share", "moved_bytes", "arithmetic_intensity",
     "lanes", "limiting_stage", "lengths", "throughput", "cost", "cost_per_million_rows", "energy_j_per_row",
 )  # fmt: skip
@@ -87,6 +88,11 @@ class RunReport:
     @property
     def tokens_per_s(self) -> float:
         return self.this_run.real_tokens / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def generated_tokens_per_s(self) -> float:
+        """Of models that write."""
+        return self.this_run.generated_tokens / self.wall_s if self.wall_s else 0.0
 
     @property
     def padding_efficiency(self) -> float:

@@ -97,7 +97,11 @@ def summary_lines(report: RunReport) -> list[str]:
             ("speed", f"{report.rows_per_s:,.1f} rows/s, {report.tokens_per_s:,.0f} real tokens/s{resumed}"),
             ("time", f"{duration(report.wall_s)} and {duration(report.setup_s)} of set-up; {_lanes(report)}"),
             *_written(report),
-            ("padding", f"{report.padding_efficiency:.1%} of computed tokens are real"),
+            *(
+                []
+                if here.generated_tokens
+                else [("padding", f"{report.padding_efficiency:.1%} of computed tokens are real")]
+            ),
             ("device", _device(report)),
             ("memory", f"{size(report.peak_bytes)} peak" + _device_memory(report)),
         ]
@@ -111,7 +115,7 @@ def _written(report: RunReport) -> list[tuple[str, str]]:
     done = report.this_run
     if not done.generated_tokens:
         return []
-    rate = f"{done.generated_tokens:,} tokens, {done.generated_tokens / max(report.wall_s, 1e-9):,.1f} a second"
+    rate = f"{done.generated_tokens:,} tokens, {report.generated_tokens_per_s:,.1f} a second"
     lines = [("generated", rate)]
     if report.counters.near_ties:
         ties = f"{report.counters.near_ties:,} steps whose best two tokens are too close to tell apart for sure"
