@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def main() -> None:
     workload = WORKLOADS[arguments.workload]
     arguments.lengths = [int(n) for n in (arguments.lengths or workload.lengths).split("-")]
     names = (arguments.contenders or workload.contenders).split(",")
+    check_names(names)
     texts = texts_of(arguments.workload, arguments.data, arguments.prompts)
     folder = generation_models.resolve(arguments.workload, arguments.data / "vocab")
     machine, versions = read_machine(), read_versions(workloads.ROOT)
@@ -75,10 +77,20 @@ def main() -> None:
     add_ratios(lines)
     print_table(lines)
     if arguments.json:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "json"}
+        settings = {k: v for k, v in vars(arguments).items() if k not in ("json", "data")} | {"contenders": names}
         found = {"machine": machine.model_dump(), "versions": versions, "settings": settings, "contenders": lines}
         save_json(arguments.json, found)
     sys.exit(1 if any("error" in line for line in lines) else 0)
+
+
+def check_names(names: list[str]) -> None:
+    """Raises SystemExit for a contender that is none."""
+    for name in names:
+        if not re.fullmatch(r"packhorse|(pipeline|pipeline_style|static|generate_batch)_[1-9]\d*", name):
+            raise SystemExit(
+                f"--contenders {name}: legal are packhorse, pipeline_N, pipeline_style_N, static_N and "
+                "generate_batch_N, with N rows at a time"
+            )
 
 
 def measured(

@@ -25,6 +25,11 @@ class PrepackedLinear(nn.Module):
         self._bias = None if bias is None else bias.detach()
         self._post = "none", ""
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """In oneDNN's order, of no use but for its type: T5 asks for that before it calls a layer."""
+        return self._packed
+
     def fuse(self, name: str, algorithm: str) -> None:
         """The activation is computed on the way from now on."""
         self._post = name, algorithm
