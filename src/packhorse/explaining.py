@@ -42,7 +42,7 @@ def explain(model: str | Path, input: str | Path, **settings: Any) -> Explanatio
     values = {"tune": "off", "model": str(model), "input": str(input), "output": NO_FILE} | settings
     config: RunConfig = validated(RunConfig, values)
     reader = open_input(config.input, options=ReaderOptions.of(config))
-    loader = Loader(config)
+    loader = Loader(config.on_first_device())
     try:
         if loader.description.writes:
             return dataclasses.replace(_writing(config, loader, reader), seconds=time.perf_counter() - begin)

@@ -59,7 +59,7 @@ def export(
     config: EngineConfig = validated(EngineConfig, values)
     texts = _calibration_texts(calibration, text_column)
     begin = time.perf_counter()
-    loader = Loader(config, Material(config, wants_weights=True))
+    loader = Loader(config.on_first_device(), Material(config, wants_weights=True))
     try:
         loader.see(texts, None)
         loader.export(target)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from packhorse.counters import Counters
 from packhorse.data import Int64s, RowError, Tokenized, offsets_of
+from packhorse.errors import DeviceOutOfMemoryError
 from packhorse.generation import Generated, Prompts, UInt64s
 from packhorse.histogram import by_length
-from packhorse.stages import Generator
+from packhorse.stages import Generator, OnStep
 from packhorse.tokenize.dedup import Unique
+
+# A budget of one row and so few tokens is not lowered any more: memory is not what they take.
+LEAST_PREFILL_TOKENS = 64
 
 OnBatch = Callable[[int, int, int], None]  # rows, real tokens, computed tokens
 
@@ -44,7 +48,8 @@ def generate(
     prompts: Prompts, model: Generator, max_rows: int, max_prefill_tokens: int, on_batch: OnBatch, counters: Counters
 ) -> Generated:
     """The outputs of the prompts. Raises DeviceOutOfMemoryError where so many rows do not fit, and RuntimeError where
-    the engine did not answer for each of them."""
+    the engine did not answer for each of them. Where the budget has no less to give, each prompt runs by itself, and
+    one that does not fit is in errors."""
 
     def on_step(rows: int, tokens: int) -> None:
         counters.batches += 1
@@ -56,12 +61,43 @@ def generate(
         if not prompts.num_rows:
             return empty(0, 1)
         known = set(model.notes)
-        generated = model.generate(prompts, max_rows, max_prefill_tokens, on_step)
+        run = _one_by_one if max_rows == 1 and max_prefill_tokens <= LEAST_PREFILL_TOKENS else _together
+        generated = run(prompts, model, max_rows, max_prefill_tokens, on_step)
         counters.notes |= dict.fromkeys([note for note in model.notes if note not in known], 1)
     if len(generated.reasons) % prompts.num_rows or len(generated.offsets) != len(generated.reasons) + 1:
         raise RuntimeError(f"the engine gave {len(generated.reasons)} outputs for {prompts.num_rows} prompts")
     _count(generated, prompts, model, counters)
     return generated
+
+
+def _together(prompts: Prompts, model: Generator, max_rows: int, max_tokens: int, on_step: OnStep) -> Generated:
+    return model.generate(prompts, max_rows, max_tokens, on_step)
+
+
+def _one_by_one(prompts: Prompts, model: Generator, max_rows: int, max_tokens: int, on_step: OnStep) -> Generated:
+    parts: list[Generated] = []
+    errors: dict[int, RowError] = {}
+    for row in range(prompts.num_rows):
+        try:
+            parts.append(model.generate(prompts.take(np.array([row])), max_rows, max_tokens, on_step))
+        except DeviceOutOfMemoryError as error:
+            errors[row] = RowError("out_of_memory", f"the row alone does not fit on the device: {error}")
+    samples = len(parts[0].reasons) if parts else 1
+    whole = iter(parts)
+    return _joined([empty(1, samples) if row in errors else next(whole) for row in range(prompts.num_rows)], errors)
+
+
+def _joined(parts: Sequence[Generated], errors: Mapping[int, RowError]) -> Generated:
+    """parts: of one prompt each."""
+    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    return Generated(
+        np.concatenate([part.ids for part in parts]),
+        offsets_of(np.concatenate([part.lengths for part in parts])),
+        np.concatenate([part.reasons for part in parts]),
+        np.concatenate([part.near_ties for part in parts]),
+        np.concatenate(logprobs) if logprobs else None,
+        {**errors, **{row: error for row, part in enumerate(parts) for error in part.errors.values()}},
+    )
 
 
 def _count(generated: Generated, prompts: Prompts, model: Generator, counters: Counters) -> None:

@@ -68,6 +68,13 @@ def choose_columns(config: RunConfig, task: Task, about: ModelDescription, reade
         raise UsageError(f"the input has {twice[0]!r} twice; rename one of the columns")
     prompts = prompts_of(config, about, schema, now)
     text = ", ".join(prompts.columns) if prompts else guess_text_column(schema, config.text_column, config.pair_column)
+    if config.seed_column is not None and not about.writes:
+        raise UsageError(f"--seed-column {config.seed_column}: belongs to generation, and this model does {about.task}")
+    if config.pair_column is not None and about.writes:
+        raise UsageError(
+            f"--pair-column {config.pair_column}: a prompt is one text; --template puts columns together, as in "
+            f"'{{{config.text_column or 'a'}}} {{{config.pair_column}}}'"
+        )
     if config.seed_column is not None and config.seed_column not in names:
         raise UsageError(f"--seed-column {config.seed_column}: no such column; the input has {', '.join(names)}")
     unknown = [name for name in config.keep or () if name not in names]

@@ -204,6 +204,10 @@ def test_requests_that_are_none_of_vllms(tmp_path: Path) -> None:
         ({"quantization": Quantization(options={"x": 1})}, "options of the quantization"),
         ({"placement": Placement("auto")}, "--device-map auto"),
         ({"placement": Placement(max_memory={"0": 1})}, "--max-memory"),
+        (
+            {"placement": Placement(tensor_parallel=True), "device": "cuda:1"},
+            "--tensor-parallel --devices cuda:1: one GPU",
+        ),
         ({"description": adapter}, "--adapter .*merge it"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -2,6 +2,7 @@
 
 from packhorse.config.engine import POOLINGS, EngineConfig
 from packhorse.config.generating import GenerationSettings
+from packhorse.config.placing import PlacementSettings
 from packhorse.config.run import NOT_IN_MANIFEST, OUTPUT_FORMATS, RunConfig
 from packhorse.config.validating import validated
 
@@ -11,6 +12,7 @@ __all__ = [
     "POOLINGS",
     "EngineConfig",
     "GenerationSettings",
+    "PlacementSettings",
     "RunConfig",
     "validated",
 ]

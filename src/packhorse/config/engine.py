@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from packhorse.config.devices import parse_devices
 from packhorse.config.generating import GenerationSettings
 from packhorse.config.placing import PlacementSettings
 
@@ -36,7 +37,7 @@ class EngineConfig(GenerationSettings, PlacementSettings):
     onnx_file: str | None = None
     """Which .onnx file of the model's folder to run, relative to it."""
     devices: str = "auto"
-    """auto, cpu, cuda, cuda:N, mps or xpu."""
+    """auto, cpu, cuda, cuda:N, mps or xpu; several, a process each: all, 0,1, cuda:0,cuda:0 or cpu:N."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "fp8"] = "auto"
     """auto: bf16 where the hardware has it and rows of this job agree with fp32; else fp32. For generation the type of
     the checkpoint, where the hardware has it."""
@@ -80,7 +81,8 @@ class EngineConfig(GenerationSettings, PlacementSettings):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        if (self.quantization != "auto" or self.quantization_options) and self.precision not in ("int8", "int4", "fp8"):
+        quantizes = self.precision in ("int8", "int4", "fp8") or getattr(self, "plan", None) is not None
+        if (self.quantization != "auto" or self.quantization_options) and not quantizes:
             flag = "-options" if self.quantization == "auto" else f" {self.quantization}"
             raise ValueError(f"--quantization{flag}: goes with --precision int8, int4 or fp8, not {self.precision}")
         if self.exact and self.precision not in ("auto", "fp32"):
@@ -102,12 +104,15 @@ class EngineConfig(GenerationSettings, PlacementSettings):
 
     @field_validator("devices")
     @classmethod
-    def _one_device(cls, value: str) -> str:
-        kind, _, index = value.partition(":")
-        if "," in value or value == "all":
-            raise ValueError(
-                f"--devices {value}: one device a run for now; legal are auto, cpu, cuda, cuda:N, mps, xpu"
-            )
-        if kind not in ("auto", "cpu", "cuda", "mps", "xpu") or (index and not index.isdigit()):
-            raise ValueError(f"--devices {value}: legal are auto, cpu, cuda, cuda:N, mps, xpu")
+    def _known_devices(cls, value: str) -> str:
+        parse_devices(value)
         return value
+
+    def device_names(self) -> tuple[str, ...]:
+        """Of --devices, one a process; ("auto",) or ("all",) as they stand."""
+        return parse_devices(self.devices)
+
+    def on_first_device(self) -> Self:
+        """The same for one device: the first of those that are named."""
+        first = self.device_names()[0]
+        return self.model_copy(update={"devices": "auto" if first == "all" else first})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from packhorse.config import EngineConfig, GenerationSettings, PlacementSettings
 from packhorse.data import ModelDescription
@@ -10,6 +10,7 @@ from packhorse.errors import UsageError
 
 WRITING_BACKENDS = ("torch", "vllm", "null")
 PLACING_BACKENDS = ("torch", "vllm")
+OF_VALUES = ("scores", "pooling", "normalize", "embedding_format", "tolerance")  # settings of all but generation
 OF_ALL_TASKS = ("long",)  # settings of generation that other tasks have too
 
 
@@ -27,18 +28,22 @@ def check_settings(s: EngineConfig, about: ModelDescription, backend: str, preci
     if about.writes:
         _check_writing(s, about.task, backend)
         return
-    given = [n for n in GenerationSettings.model_fields if getattr(s, n) != type(s).model_fields[n].default]
-    unfit = [name for name in given if name not in OF_ALL_TASKS]
+    unfit = [name for name in _given(s, GenerationSettings.model_fields) if name not in OF_ALL_TASKS]
     if unfit:
         flag = "--" + unfit[0].replace("_", "-")
         raise UsageError(f"{flag}: belongs to generation, and this model does {about.task}")
+
+
+def _given(s: EngineConfig, names: Iterable[str]) -> list[str]:
+    """Those that are not what they are by default."""
+    return [name for name in names if getattr(s, name) != type(s).model_fields[name].default]
 
 
 def _check_placing(s: EngineConfig, backend: str) -> None:
     """vLLM says itself what it has of these."""
     if backend in PLACING_BACKENDS:
         return
-    names = [n for n in PlacementSettings.model_fields if getattr(s, n) != type(s).model_fields[n].default]
+    names = _given(s, PlacementSettings.model_fields)
     if names:
         flag = "--" + names[0].replace("_", "-")
         raise UsageError(f"{flag}: belongs to --backend {' or '.join(PLACING_BACKENDS)}, this is {backend}")
@@ -49,6 +54,10 @@ def _check_writing(s: EngineConfig, task: str, backend: str) -> None:
         raise UsageError(f"--backend {backend}: {task} runs on {' or '.join(WRITING_BACKENDS)}")
     if s.engine != "auto" and backend != "torch":
         raise UsageError(f"--engine {s.engine}: belongs to --backend torch, this is {backend}")
+    unfit = _given(s, OF_VALUES)
+    if unfit:
+        flag = "--" + unfit[0].replace("_", "-")
+        raise UsageError(f"{flag}: belongs to classification and embeddings, and this model does {task}")
     if s.compile or s.batching != "auto":
         flag = "--compile" if s.compile else f"--batching {s.batching}"
         raise UsageError(f"{flag}: not for {task}, whose batches --engine and --batch-size decide")

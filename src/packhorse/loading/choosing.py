@@ -20,6 +20,7 @@ from packhorse.tuning.precision import QUANTIZED, candidates, first_choice
 from packhorse.tuning.search import Decision, search
 
 OTHERS = ("openvino", "onnx")  # beside torch, where their packages are installed
+WIDENED = ("int4", "fp8")  # weights that a library makes 16 bits wide again before it multiplies, where it has to
 
 
 class Chosen(NamedTuple):
@@ -62,7 +63,7 @@ class _Choice:
         self._default = loader.candidate(first_choice(self._settings, supported, loader.own_precision))
         self._slow = (
             ""
-            if loader.own_precision or self._default.precision in supported
+            if loader.own_precision or self._default.precision in (*supported, *WIDENED)
             else f"{loader.device} has no instructions for {self._default.precision}: expect it to be 10-30x slower "
             "than fp32"
         )
@@ -236,6 +237,7 @@ def _others(loader: Loader) -> list[str]:
         and s.batching == "auto"
         and s.batch_size is None
         and not s.compile
+        and not loader.placement.is_split
     )
     if loader.backend_name != "torch" or not is_open or s.exact or s.precision not in ("auto", "fp32"):
         return []
@@ -246,7 +248,8 @@ def _may_compile(loader: Loader) -> bool:
     """Not known to be wanted or not, and nothing else was asked for that compiled code does not have."""
     s = loader.settings
     is_open = s.compile is None and s.attention == "auto" and s.batching == "auto" and not s.exact
-    return is_open and not loader.own_precision and loader.backend.can_compile(loader.device)
+    is_whole = not loader.own_precision and not loader.placement.is_split
+    return is_open and is_whole and bool(loader.backend.can_compile(loader.device))
 
 
 def _compiled(loader: Loader, way: Candidate) -> Candidate:

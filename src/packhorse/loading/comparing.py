@@ -67,7 +67,8 @@ def _why_not(loader: Loader, precision: str) -> str | None:
 
 
 def _rows(sample: Tokens) -> Tokens:
-    rows = sample.take(np.flatnonzero(sample.lengths > 1)[:ROWS])
+    places = np.flatnonzero(sample.lengths > 1)  # the sample's rows lie by length
+    rows = sample.take(places[np.linspace(0, len(places) - 1, min(ROWS, len(places))).astype(np.int64)])
     lengths = np.minimum(rows.lengths, ROW_TOKENS)
     offsets = offsets_of(lengths)
     places = np.repeat(rows.offsets[:-1] - offsets[:-1], lengths) + np.arange(offsets[-1])

@@ -15,8 +15,9 @@ from packhorse.errors import ModelError
 from packhorse.generation import Quantization
 from packhorse.loading.loader import Loader
 from packhorse.loading.writing import rows_at_once, writing_precision
-from packhorse.models.memory import MemoryNeed, fits, predict_memory
+from packhorse.models.memory import MemoryNeed, fits, fits_split, predict_memory
 from packhorse.models.preflight import read_object
+from packhorse.models.weight_sizes import QUANTIZED, weight_files
 from packhorse.plans import Forecast
 
 USUAL_NEW_TOKENS = 256  # where neither a flag nor generation_config.json says how many
@@ -48,15 +49,16 @@ def foresee(loader: Loader, total_rows: float) -> Foreseen:
     rows, new_tokens = rows_at_once(loader), max_new_tokens(loader)
     free = free_bytes(loader)
     need = _need(loader, precision, rows, new_tokens)
-    advice = tuple(fits(need, free)) if need is not None and free else ()
     forecast = _forecast(loader, total_rows, precision, rows, new_tokens, need)
-    return Foreseen(precision, rows, new_tokens, need, free, advice, forecast)
+    return Foreseen(precision, rows, new_tokens, need, free, _advice(loader, need, free), forecast)
 
 
 def max_new_tokens(loader: Loader) -> int:
-    """As the flag or the model's generation_config.json says."""
+    """As the flag or the model's generation_config.json says. Raises ModelError where that is no number."""
     path = loader.description.folder / "generation_config.json"
     own = read_object(path).get("max_new_tokens") if path.is_file() else None
+    if own is not None and not isinstance(own, int):
+        raise ModelError(f"{path}: max_new_tokens is {own!r}, not a whole number")
     return int(loader.settings.max_new_tokens or own or USUAL_NEW_TOKENS)
 
 
@@ -77,16 +79,44 @@ def free_bytes(loader: Loader) -> dict[str, int]:
 
 def _need(loader: Loader, precision: str, rows: int, new_tokens: int) -> MemoryNeed | None:
     folder: Path = loader.description.folder
-    files = sorted(folder.glob("*.safetensors"))
-    if not files or loader.backend_name == "null":
+    if loader.backend_name == "null" or not any(folder.glob("*.safetensors")):
         return None
-    s = loader.settings
+    quantization, base = _resolved(loader, precision)
     lengths = loader.material.lengths
     longest = int(np.quantile(lengths, 0.95)) if len(lengths) else 0
+    limit = loader.description.max_length
+    if limit is not None and not loader.description.is_encoder_decoder:
+        new_tokens = max(min(new_tokens, limit - longest), 1)
     return predict_memory(
-        read_object(folder / "config.json"), files, precision, Quantization(s.quantization, s.quantization_options),
-        rows, longest, new_tokens, loader.candidate("fp32").max_batch_tokens,
+        read_object(folder / "config.json"), weight_files(folder), precision, quantization, rows, longest, new_tokens,
+        loader.candidate("fp32").max_batch_tokens, base=base,
     )  # fmt: skip
+
+
+def _resolved(loader: Loader, precision: str) -> tuple[Quantization, str]:
+    """Who quantizes, and what the other layers are in. Raises UsageError for options that there are not."""
+    s = loader.settings
+    asked = Quantization(s.quantization, s.quantization_options)
+    if loader.backend_name != "torch" or precision not in QUANTIZED or loader.own_precision is not None:
+        return asked, "bf16"
+    from packhorse.backends.torch.quantization.choice import base_of, method_of
+    from packhorse.backends.torch.quantization.options import quantization_options
+    from packhorse.backends.torch.quiet import quiet
+
+    with quiet():
+        quantization_options(precision, asked, loader.device)
+    method = method_of(precision, asked, loader.device, generates=True)
+    return Quantization(method, asked.options), base_of(loader.device)
+
+
+def _advice(loader: Loader, need: MemoryNeed | None, free: Mapping[str, int]) -> tuple[str, ...]:
+    """None where a file says where each module lies."""
+    placement = loader.placement
+    if need is None or not free or isinstance(placement.device_map, Mapping):
+        return ()
+    if placement.device_map is None:
+        return tuple(fits(need, free))
+    return tuple(fits_split(need, placement.max_memory, free))
 
 
 def _forecast(

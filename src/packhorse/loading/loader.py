@@ -134,9 +134,14 @@ class Loader:
             longest=material.longest,
             attention=s.attention, provider=s.provider, onnx_file=s.onnx_file, compiled=self.compiled,
             model_key=lambda: material.key, decoding=s.decoding() if self.description.writes else None,
-            quantization=Quantization(s.quantization, s.quantization_options), placement=self.placement,
-            engine=s.engine,
+            quantization=self._quantization(precision), placement=self.placement, engine=s.engine,
         )  # fmt: skip
+
+    def _quantization(self, precision: str) -> Quantization:
+        """As asked for, of the precision that was: the one it is compared with has none."""
+        s = self.settings
+        is_asked = precision == s.precision or s.precision == "auto"
+        return Quantization(s.quantization, s.quantization_options) if is_asked else Quantization()
 
     def export(self, folder: Path) -> None:
         """Writes the model for the backend, at the precision of the settings. Raises ModelError."""
@@ -178,7 +183,10 @@ class Loader:
 
     def _tokenizer(self, plan: Plan, prompts: PromptSource | None, threads: int | None) -> Tokenizer:
         if not self.description.writes:
-            return self.material.tokenizer(plan.max_length, plan.pair_column is not None, plan.tokenizer, threads)
+            limit = plan.max_length if self.settings.long == "error" else None  # beyond which rows are in error
+            cut_to = plan.max_length if limit is None else None
+            made = self.material.tokenizer(cut_to, plan.pair_column is not None, plan.tokenizer, threads)
+            return made if limit is None else LimitedTokenizer(made, limit)
         with_special = prompts is None or prompts.adds_special_tokens
         room = prompt_room(plan) if self.settings.long == "truncate" else None
         tokenizer = self.material.tokenizer(room, False, plan.tokenizer, threads, with_special)
@@ -222,7 +230,9 @@ class Loader:
 
     def _own_notes(self, precision: str, policy: str) -> tuple[str, ...]:
         notes = self.material.notes
-        if precision == "int8" and not self.own_precision and self.material.rows.num_rows < ENOUGH_FOR_SCALES:
+        is_scaled = self.settings.quantization == "auto" and (self.backend_name != "torch" or self.device == "cpu")
+        is_scaled = is_scaled and precision == "int8" and not self.own_precision
+        if is_scaled and self.material.rows.num_rows < ENOUGH_FOR_SCALES:
             notes += (f"int8: its scales come from {self.material.rows.num_rows} rows only",)
         if policy == "equal":
             notes += ("this model's outputs change with padding, so only rows of equal length run together",)

@@ -21,6 +21,7 @@ PACKAGES = ("packhorse", "torch", "transformers", "tokenizers", "onnxruntime", "
 DECIDING = (
     "task", "backend", "provider", "devices", "precision", "tolerance", "attention", "compile", "batching",
     "batch_size", "max_batch_tokens", "max_length", "pooling", "prompt_name",
+    "device_map", "max_memory",
 )  # fmt: skip
 
 

@@ -46,6 +46,9 @@ def replayed(loader: Loader, path: str, texts: Texts) -> Chosen:
     asked = read_plan(path)
     if asked.task != loader.description.task:
         raise UsageError(f"--plan {path}: it is for {asked.task}, and this job does {loader.description.task}")
+    if loader.description.writes:
+        raise UsageError(f"--plan {path}: is for classification and embeddings; give its decisions as flags: --engine "
+                         f"{asked.engine} --precision {asked.precision} --batch-size {asked.batch_size}")  # fmt: skip
     taken = Loader(loader.settings.model_copy(update=_settings(asked)), loader.material)
     if asked.device != taken.device.split(":")[0]:
         raise UsageError(f"--plan {path}: it is for {asked.device}, and this machine computes on {taken.device}")

@@ -19,7 +19,8 @@ TRIAL_PROMPT_TOKENS, TRIAL_STEPS = 64, 6
 def trial_prompts(loader: Loader, rows: int) -> Prompts:
     """Prompts of the job, cut short: what is measured are steps."""
     sample = loader.material.rows
-    tokens = sample.take(np.arange(rows) % sample.num_rows)
+    count = sample.num_rows  # by length: fewer than all are spread over them
+    tokens = sample.take(np.arange(rows) % count if rows >= count else np.arange(rows) * count // rows)
     lengths: Int64s = np.minimum(tokens.lengths, TRIAL_PROMPT_TOKENS)
     offsets = offsets_of(lengths)
     places = np.repeat(tokens.offsets[:-1] - offsets[:-1], lengths) + np.arange(offsets[-1])

@@ -161,6 +161,23 @@ def fits(need: MemoryNeed, free_bytes: Mapping[str, int]) -> list[str]:
     return [*lines, *_precisions(need, free), *_rows(need, free), *_tokens(need, free), *_devices(need, free_bytes)]
 
 
+def fits_split(need: MemoryNeed, max_memory: Mapping[str, int], free_bytes: Mapping[str, int]) -> list[str]:
+    """The same of a model that --device-map splits. max_memory: bytes of weights by device, as --max-memory says;
+    without it all that is free on the devices is theirs, and of what a forward needs."""
+    if not max_memory:
+        together = sum(free_bytes.values())
+        return [] if need.total_bytes + need.largest_layer_bytes <= together else fits(need, free_bytes)
+    allowed = sum(max_memory.values())
+    wanted = need.weights_bytes + need.largest_layer_bytes
+    if need.weights_bytes <= next(iter(max_memory.values())) or wanted <= allowed:
+        return []
+    return [
+        f"Its weights in {need.precision} take {_gb(need.weights_bytes)}, and --max-memory allows {_gb(allowed)} in "
+        f"all, where a device keeps room for the largest layer ({_gb(need.largest_layer_bytes)}).",
+        f"Raise --max-memory by {_gb(wanted - allowed)}, or add that much as disk=..., which is read at every forward.",
+    ]
+
+
 def _parts(need: MemoryNeed) -> str:
     parts = {
         f"weights in {need.precision}": need.weights_bytes,

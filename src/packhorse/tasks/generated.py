@@ -41,6 +41,8 @@ class GeneratedText:
     ) -> list[pa.Array]:
         """The columns of n prompts, in the order of fields(). prompt_lengths: [n] tokens; is_valid: [n]; detokenize:
         gives the texts of rows of ids."""
+        if not is_valid.any():
+            generated = self._nothing(len(is_valid))  # no engine was asked
         self._check(generated, len(is_valid))
         outputs = [generated.ids[a:b] for a, b in zip(generated.offsets[:-1], generated.offsets[1:], strict=True)]
         reasons = pa.array(FINISH_REASONS, pa.large_string()).take(pa.array(generated.reasons, pa.int8()))
@@ -65,6 +67,12 @@ class GeneratedText:
         sizes = np.where(is_valid, self._num_samples, 0)
         kept = values.take(pa.array(np.flatnonzero(np.repeat(is_valid, self._num_samples))))
         return lists(kept, offsets_of(sizes), is_valid)
+
+    def _nothing(self, num_prompts: int) -> Generated:
+        outputs = num_prompts * self._num_samples
+        reasons, near_ties = np.zeros(outputs, np.int8), np.zeros(outputs, np.int32)
+        offsets, logprobs = np.zeros(outputs + 1, np.int64), np.empty(0, np.float32)
+        return Generated(np.empty(0, np.int32), offsets, reasons, near_ties, logprobs)
 
     def _check(self, generated: Generated, num_prompts: int) -> None:
         if len(generated.lengths) != num_prompts * self._num_samples:

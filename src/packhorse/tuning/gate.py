@@ -34,6 +34,7 @@ TOLERANCES = {
     "bf16": (0.02, 0.001),
     "fp16": (0.02, 0.001),
     "int8": (0.05, 0.01),
+    "int4": (0.2, 0.04),  # assumed: four times int8's, and only where it was asked for by name
     "fp8": (0.05, 0.01),
 }
 QUANTILE = 0.99

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from packhorse.backends.torch.attention import implementation
-from packhorse.backends.torch.placement import Placer, first_device, is_split, placed, placement_note
+from packhorse.backends.torch.placement import Placer, first_device, is_split, offloaded, placed, placement_note
 from packhorse.backends.torch.quantization.choice import BITSANDBYTES
 from packhorse.backends.torch.quantization.loading import QuantizedLoading, quantized_loading
 from packhorse.backends.torch.quantization.memory import weight_bytes
@@ -15,6 +16,11 @@ from packhorse.backends.torch.weights import auto_class, base_precision, load_we
 from packhorse.devices.gemm import DTYPES
 from packhorse.errors import ModelError, UsageError
 from packhorse.load_request import LoadRequest
+
+NOT_BROUGHT = (
+    "Quantized layers are not brought there from elsewhere for each forward: give the devices more --max-memory, or "
+    "take --precision bf16"
+)
 
 
 class LoadedWeights(NamedTuple):
@@ -41,7 +47,7 @@ class LoadedWeights(NamedTuple):
 def load_on_devices(request: LoadRequest, generates: bool) -> LoadedWeights:
     """Raises ModelError, and UsageError for what does not go together or is not here."""
     auto = auto_class(request.reduction, request.description.is_encoder_decoder)
-    if request.device.startswith("cuda"):
+    if request.device.startswith("cuda:"):  # torch takes none without a number
         torch.cuda.set_device(request.device)
     quantized = quantized_loading(request, auto, generates)
     _check_split(request, quantized)
@@ -52,6 +58,8 @@ def load_on_devices(request: LoadRequest, generates: bool) -> LoadedWeights:
     base = "bf16" if quantized else base_precision(request.precision, request.device)
     try:
         model = _loaded(request, DTYPES[base], options)
+        if quantized and request.placement.is_split:
+            _check_brought(request, model)
         placer.settle(model, body_alone=not generates)
         notes = quantized.finish(model, request) if quantized else ()
     except BaseException:
@@ -69,6 +77,10 @@ def _loaded(request: LoadRequest, dtype: torch.dtype, options: dict[str, Any]) -
     try:
         model = load_weights(request.description, request.reduction, dtype, implementation(request), options)
         return model if "device_map" in options else model.to(request.device)
+    except ModelError as failure:
+        if "quantization_config" not in options or not request.placement.is_split:
+            raise
+        raise ModelError(f"{failure}. {NOT_BROUGHT}") from failure
     except torch.OutOfMemoryError as failure:
         raise ModelError(
             f"{folder}: its weights in {precision} do not fit on {request.device}: {failure}; --device-map auto puts "
@@ -92,14 +104,37 @@ def _check_split(request: LoadRequest, quantized: QuantizedLoading | None) -> No
         )
     if request.compiled:
         raise UsageError("--compile: not for a model whose layers lie on several devices; drop it or --device-map")
-    is_outside = not request.device.startswith("cuda") or {"cpu", "disk"} & set(placement.max_memory)
-    if quantized is not None and quantized.method == BITSANDBYTES and is_outside:
+    if quantized is not None:
+        _check_quantized_split(request, quantized)
+    elif request.precision == "int8":
         raise UsageError(
-            "--device-map with bitsandbytes: layers outside of a GPU stay unquantized there; take --quantization "
-            "torchao, a --max-memory of GPUs alone, or --precision bf16"
+            "--precision int8: packhorse's own int8 is for a model on one device; leave --device-map out, or take "
+            "--precision bf16"
         )
-    if request.precision == "int8" and quantized is None:
+
+
+def _check_quantized_split(request: LoadRequest, quantized: QuantizedLoading) -> None:
+    """Quantized weights stay where they were quantized: accelerate brings plain ones alone to a device and away.
+    Raises UsageError where some are to be brought."""
+    placement, is_gpu = request.placement, request.device.startswith("cuda")
+    mapping = placement.device_map
+    named = {str(d) for d in mapping.values()} if isinstance(mapping, Mapping) else set(placement.max_memory)
+    brought = named & ({"cpu", "disk"} if is_gpu else {"disk"}) or placement.offload_folder is not None
+    if brought or (quantized.method == BITSANDBYTES and not is_gpu):
+        instead = "take a --max-memory of GPUs alone" if is_gpu else "leave --device-map out"
+        other = "a checkpoint that is not quantized" if quantized.is_own else "--precision bf16"
+        where = "the cpu or the disk" if is_gpu else "the disk"
         raise UsageError(
-            "--precision int8: packhorse's own int8 is for a model on one device; with --device-map take "
-            "--quantization torchao, or --precision bf16"
+            f"--device-map with --precision {quantized.precision} by {quantized.method}: quantized layers are not "
+            f"brought from {where} for each forward; {instead}, or take {other}"
+        )
+
+
+def _check_brought(request: LoadRequest, model: Any) -> None:
+    """Raises ModelError where quantized layers were put where they cannot be computed."""
+    brought = offloaded(model)
+    if brought:
+        raise ModelError(
+            f"{request.description.folder}: --device-map: in {request.precision} there is no room for "
+            f"{', '.join(brought[:4])} on the devices that compute. {NOT_BROUGHT}"
         )

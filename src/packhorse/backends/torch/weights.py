@@ -38,7 +38,7 @@ def load_weights(
                 description.folder, use_safetensors=True, local_files_only=True, trust_remote_code=False,
                 output_loading_info=True, **options,
             )  # fmt: skip
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, KeyError, ImportError) as error:
             raise ModelError(f"{description.folder}: cannot be loaded for {description.task}: {error}") from error
     # Embeddings come from the last hidden state, so a pooler that was never trained is not used.
     missing = {k for k in loading["missing_keys"] if reduction.kind == "classify" or not k.startswith("pooler.")}

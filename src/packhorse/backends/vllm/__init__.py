@@ -163,6 +163,8 @@ def _limits(request: LoadRequest) -> list[tuple[str, Any, bool, str]]:
          f"vLLM takes none; leave them out, or --backend torch. {options}"),
         ("--precision", request.precision, request.device != "cpu" or not is_quantized,
          "vLLM has that on a GPU; --precision bf16 or fp32 goes with a processor, and --backend torch with it"),
+        ("--tensor-parallel --devices", request.device, not (placement.tensor_parallel and ":" in request.device),
+         "one GPU shares nothing out; --devices cuda goes with it, and CUDA_VISIBLE_DEVICES names several"),
         ("--device-map", placement.device_map, placement.device_map is None,
          "vLLM splits a model by tensor parallelism; leave the flag out, or --backend torch"),
         ("--max-memory", dict(placement.max_memory), not placement.max_memory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from packhorse.backends.torch.loading import LoadedWeights, load_on_devices
 from packhorse.backends.torch.quality import compare_language_models
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.weights import max_positions
-from packhorse.data import ModelCost, Tokens
+from packhorse.data import ModelCost, RowError, Tokens, offsets_of
 from packhorse.errors import ModelError, UsageError
 from packhorse.generation import Generated, Prompts
 from packhorse.load_request import LoadRequest
@@ -60,8 +61,10 @@ class TorchGenerator:
         self.max_new_tokens, self.is_sampled = self._stepper.max_new_tokens, self._stepper.is_sampled
 
     def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated:
+        known, unknown = _known_prompts(prompts, self._model.get_input_embeddings().weight.shape[0])
         with torch.inference_mode(), self._pinned:
-            return self._writer.generate(prompts, max_rows, max_prefill_tokens, on_step)
+            generated = self._writer.generate(known, max_rows, max_prefill_tokens, on_step)
+        return dataclasses.replace(generated, errors={**generated.errors, **unknown}) if unknown else generated
 
     def compared_with(self, reference: TorchGenerator, rows: Tokens) -> dict[str, float]:
         """quality.compare_language_models() of this model and one in full precision."""
@@ -87,6 +90,8 @@ class TorchGenerator:
         self.engine = asked if asked != "auto" else self._best(request)
         if asked == "continuous":
             self._check_continuous(request)
+        if request.attention == "packed" and self.engine != "continuous":
+            raise UsageError(f"--attention packed: --engine {self.engine} runs padded batches; leave one of them out")
         return self._made(request)
 
     def _made(self, request: LoadRequest) -> Writer:
@@ -173,6 +178,23 @@ def _decoder_positions(model: Any) -> int | None:
     """Tokens that the decoder of a model with an encoder can place; None where positions are relative."""
     table = getattr(model.config, "max_position_embeddings", None)
     return None if table is None else int(table)
+
+
+def _known_prompts(prompts: Prompts, vocab_size: int) -> tuple[Prompts, dict[int, RowError]]:
+    """The prompts, and those with an id that the model has no embedding of, as a tokenizer to which tokens were added
+    gives them: they are empty now."""
+    tokens = prompts.tokens
+    if not len(tokens.ids) or int(tokens.ids.max()) < vocab_size:
+        return prompts, {}
+    row_of = np.repeat(np.arange(tokens.num_rows), tokens.lengths)
+    errors: dict[int, RowError] = {}
+    for place in np.flatnonzero(tokens.ids >= vocab_size).tolist():
+        message = f"token {tokens.ids[place]}, and the model has embeddings of {vocab_size:,}"
+        errors.setdefault(int(row_of[place]), RowError("refused_by_model", message))
+    lengths = tokens.lengths.copy()
+    lengths[list(errors)] = 0
+    is_kept = ~np.isin(row_of, list(errors))
+    return Prompts(Tokens(tokens.ids[is_kept], offsets_of(lengths)), prompts.keys), errors
 
 
 def _attention_of(request: LoadRequest, model: Any) -> str:

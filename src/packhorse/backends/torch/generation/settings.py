@@ -29,6 +29,10 @@ REFUSED = {
     ),
 }
 
+# Where keys and values lie changes no token: a model's own wish for it is no reason for transformers' generate(), which
+# follows one that was asked for. A quantized cache does change them.
+OF_MEMORY = ("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory")
+
 # Settings of which only transformers' own generate() knows what they mean, and the values that ask for nothing.
 OF_LIBRARY: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
@@ -59,11 +63,8 @@ def effective_config(model: Any, settings: Mapping[str, Any], device: torch.devi
     gives a length. Raises UsageError for names and values that transformers does not take, ModelError where the
     model's own settings are the reason."""
     _check_names(settings)
+    _check_own(model, device)
     settings = {name: _as_float(value) if name in FLOATS else value for name, value in settings.items()}
-    try:
-        model._prepare_generation_config(None)
-    except ValueError as error:
-        raise ModelError(f"generation_config.json of this model cannot be used: {_first_line(error)}") from error
     try:
         config, _ = model._prepare_generation_config(None, **settings)
         model._prepare_special_tokens(config, True, device=device, batch_size=1)
@@ -75,6 +76,20 @@ def effective_config(model: Any, settings: Mapping[str, Any], device: torch.devi
     if config.max_new_tokens is None and not has_length:
         config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
     return config
+
+
+def _check_own(model: Any, device: torch.device) -> None:
+    """What no output should depend on is taken out of the model's own settings, where generate() finds it too. So is
+    the number of outputs, which the columns of a job depend on: only the job says it."""
+    own = model.generation_config
+    for name in (*REFUSED, "num_return_sequences", *(OF_MEMORY if own.cache_implementation != "quantized" else ())):
+        if getattr(own, name, None) is not None:
+            setattr(own, name, None)
+    try:
+        config, _ = model._prepare_generation_config(None)
+        model._prepare_special_tokens(config, True, device=device, batch_size=1)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"generation_config.json of this model cannot be used: {_first_line(error)}") from error
 
 
 def library_reason(config: GenerationConfig) -> str | None:

@@ -110,8 +110,8 @@ class _Bucket(Generic[R]):
         return {layer: (keys[0], values[0]) for layer, (keys, values) in self.layers.items()}
 
     def reserve(self, slots: int, like: Layers) -> None:
-        """Room for so many rows; like: [k, any, d]. Places that hold no token hold zeros or old values, never NaN,
-        which would get through the mask."""
+        """Room for so many rows; like: [k, any, d]. Places that hold no token hold zeros: NaN or infinity, which a row
+        that went wrong leaves behind, would get through the mask."""
         if slots <= self._slots:
             return
         self._slots = -(-slots // SPARE) * SPARE
@@ -129,6 +129,8 @@ class _Bucket(Generic[R]):
                 for place, source in zip(places, span.layers[layer], strict=True):
                     place[slot, :, at:end] = source[:, span.start : span.stop]
                 at = end
+            for place in places:
+                place[slot, :, at:] = 0
 
     def take_over(self, other: _Bucket[R], places: list[int]) -> None:
         """Rows of a smaller bucket, behind those that are here."""
@@ -137,6 +139,7 @@ class _Bucket(Generic[R]):
         for layer, both in self.layers.items():
             for mine, theirs in zip(both, other.layers[layer], strict=True):
                 mine[first:last, :, : theirs.shape[2]] = theirs[torch.tensor(places, device=theirs.device)]
+                mine[first:last, :, theirs.shape[2] :] = 0
 
     def drop(self, places: list[int]) -> None:
         if not places:

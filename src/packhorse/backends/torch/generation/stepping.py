@@ -15,17 +15,20 @@ from packhorse.backends.torch.generation.processors import Processors
 from packhorse.backends.torch.generation.sampling import Sampler, uniforms
 from packhorse.backends.torch.generation.settings import effective_config, library_reason
 from packhorse.backends.torch.generation.stops import StopStrings
+from packhorse.backends.torch.placement import first_device
 from packhorse.data import Int32s, Int64s, RowError, offsets_of
 from packhorse.errors import UsageError
 from packhorse.generation import LENGTH, NEAR_TIE, STOP, Decoding, Generated
+
+NOT_FINITE = RowError("not_finite", "the model's scores of the next token are NaN or infinite, or leave none")
 
 
 class Row:
     """One output being written. `reason` counts once is_done."""
 
     __slots__ = (
-        "_context", "ids", "is_done", "key", "last_id", "limit", "logprobs", "matcher", "near_ties", "own", "prompt",
-        "reason", "sample", "start",
+        "_context", "error", "ids", "is_done", "key", "last_id", "limit", "logprobs", "matcher", "near_ties", "own",
+        "prompt", "reason", "sample", "start",
     )  # fmt: skip
 
     def __init__(self, prompt: Int32s, start: Int32s, key: int, sample: int, limit: int) -> None:
@@ -37,6 +40,7 @@ class Row:
         self.near_ties = 0
         self.last_id = int(start[-1]) if len(start) else -1
         self.is_done, self.reason = limit <= 0, LENGTH
+        self.error: RowError | None = None  # why there is no output
         self.own: dict[Any, Any] = {}  # what logits processors keep of this row
         self.matcher: Any = None  # where a grammar stands
         self._context: Int64s | None = None
@@ -68,6 +72,11 @@ class Row:
         self.is_done, self.reason = True, reason
         self.own, self.matcher, self._context = {}, None, None
 
+    def fail(self, error: RowError) -> None:
+        """No output comes of this row."""
+        self.error = error
+        self.finish(LENGTH)
+
 
 class Stepper:
     """Chooses the next token of every running row.
@@ -80,7 +89,8 @@ class Stepper:
         UsageError for settings that cannot be meant."""
         self._model, self._seed, self._max_length = model, decoding.seed, max_length
         self.with_logprobs = decoding.with_logprobs
-        self.config = effective_config(model, decoding.settings, model.device)
+        device = first_device(model)  # a model that lies on several has no other
+        self.config = effective_config(model, decoding.settings, device)
         self.is_sampled = self.config.do_sample is True
         self.num_samples = int(self.config.num_return_sequences or 1)
         self.beams = int(self.config.num_beams or 1)
@@ -91,21 +101,26 @@ class Stepper:
         self._stops = StopStrings(tokenizer, self.config.stop_strings) if self.config.stop_strings is not None else None
         self._constraint = self._constrained(tokenizer, decoding) if decoding.is_constrained else None
         if self.needs_library is None:
-            self._use(model.device)
+            self._use(device)
 
     def row(self, prompt: Int32s, key: int, sample: int, decoder_start: Int32s | None = None) -> Row:
         """A new output. decoder_start: what it begins with where prompt goes to an encoder. Where the model has no
-        position left, or max_length counts and the prompt is no shorter, the row is done from the start."""
+        position left the row is done from the start; where max_length counts and the prompt is no shorter it failed."""
         start = prompt if decoder_start is None else decoder_start
         asked = self.config.max_new_tokens
         limit = int(asked if asked is not None else self.config.max_length - len(start))
         if self._max_length is not None:
             limit = min(limit, self._max_length - len(start))
-        return Row(prompt, start, key, sample, limit)
+        row = Row(prompt, start, key, sample, limit)
+        most = self.config.max_length
+        if asked is None and len(start) >= most:
+            row.fail(RowError("prompt_too_long", f"{len(start):,} tokens, and max_length is {most:,}"))
+        return row
 
     def step(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         """logits [len(rows), V] of rows that are not done, of any float dtype, on any device; what they hold is the
-        same afterwards. Appends one token to each row and sets is_done and reason."""
+        same afterwards. Appends one token to each row and sets is_done and reason. A row whose best score is NaN or
+        infinite, so that there is nothing to choose by, fails."""
         if rows:
             with torch.inference_mode():
                 self._step(rows, logits)
@@ -117,23 +132,30 @@ class Stepper:
         scores = self._processors(rows, raw)
         if self._constraint is not None:
             scores = self._constraint.mask(rows, scores, raw)
-        ids, is_near = self._sampled(rows, scores, raw) if self.is_sampled else greedy(scores)
+        ids, is_near, is_lost = self._sampled(rows, scores) if self.is_sampled else _best(scores)
         logprobs = raw.log_softmax(-1).gather(1, ids[:, None])[:, 0] if self.with_logprobs else None
-        self._append(rows, *_to_host(ids, is_near, logprobs))
+        self._append(rows, *_to_host(ids, is_near, is_lost, logprobs))
 
-    def _sampled(
-        self, rows: Sequence[Row], scores: torch.Tensor, raw: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if scores.device.type == "mps":  # no float64 there
+    def _sampled(self, rows: Sequence[Row], scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        device = scores.device
+        if device.type == "mps":  # no float64 there
             scores = scores.cpu()
+        is_lost = ~scores.amax(-1).isfinite()
+        if is_lost.any():
+            scores = scores.masked_fill(is_lost[:, None], 0.0)
         keys = np.array([row.key for row in rows], np.uint64)
         samples, steps = (np.array(list(v)) for v in zip(*((r.sample, r.num_generated) for r in rows), strict=True))
         uniform = torch.from_numpy(uniforms(self._seed, keys, samples, steps)).to(scores.device)
         ids, is_near = self._sampler.choose(scores, uniform)
-        return ids.to(raw.device), is_near.to(raw.device)
+        return ids.to(device), is_near.to(device), is_lost.to(device)
 
-    def _append(self, rows: Sequence[Row], ids: list[int], near: list[bool], logprobs: list[float] | None) -> None:
+    def _append(
+        self, rows: Sequence[Row], ids: list[int], near: list[int], lost: list[int], logprobs: list[float] | None
+    ) -> None:
         for i, (row, token_id) in enumerate(zip(rows, ids, strict=True)):
+            if lost[i]:
+                row.fail(NOT_FINITE)
+                continue
             row.append(token_id)
             row.near_ties += near[i]
             if logprobs is not None:
@@ -155,7 +177,8 @@ class Stepper:
         try:
             self._processors = Processors(self._model, self.config, device)
         except (ValueError, TypeError) as error:
-            raise UsageError(f"--generation: transformers refuses this: {str(error).splitlines()[0]}") from error
+            words = f"transformers refuses this: {str(error).splitlines()[0]}"
+            raise UsageError(f"--generation, or generation_config.json of this model: {words}") from error
         self._sampler = Sampler(self._processors.warpers)
 
     def _constrained(self, tokenizer: Tokenizer, decoding: Decoding) -> Constraint:
@@ -183,16 +206,28 @@ def greedy(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ids[:, 0], (best - second < NEAR_TIE)[:, 0]
 
 
+def _best(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """greedy(), and whether the best is no number: NaN is the best of all where there is one."""
+    ids, is_near = greedy(scores)
+    return ids, is_near, ~scores.gather(1, ids[:, None])[:, 0].isfinite()
+
+
 def generated(
     rows: Sequence[Row], num_prompts: int, num_samples: int, with_logprobs: bool, errors: Mapping[int, RowError]
 ) -> Generated:
     """rows: in the order prompt * num_samples + sample, those of prompts in errors too or none of theirs; whatever
-    stands in a row in error does not count. Raises ValueError where they are another number."""
+    stands in a row in error does not count. A prompt is in error too where one of its rows is. Raises ValueError where
+    they are another number."""
     is_good = np.repeat([p not in errors for p in range(num_prompts)], num_samples)
     total = num_prompts * num_samples
     if len(rows) not in (total, int(is_good.sum())):
         raise ValueError(f"{len(rows)} rows for {num_prompts} prompts x {num_samples} samples")
-    good = [row for row, ok in zip(rows, is_good, strict=True) if ok] if len(rows) == total else list(rows)
+    places = np.arange(total) if len(rows) == total else np.flatnonzero(is_good)
+    prompt_of = (places // num_samples).tolist()
+    failed = {p: row.error for p, row in zip(prompt_of, rows, strict=True) if row.error is not None}
+    errors = {**failed, **errors}
+    is_good = np.repeat([p not in errors for p in range(num_prompts)], num_samples)
+    good = [row for p, row in zip(prompt_of, rows, strict=True) if p not in errors]
     return Generated(
         _flat([row.ids for row in good], np.int32),
         offsets_of(_placed([len(row.ids) for row in good], is_good, np.int64)),
@@ -214,12 +249,13 @@ def _placed(values: Sequence[int], is_good: Any, dtype: type) -> Any:
 
 
 def _to_host(
-    ids: torch.Tensor, is_near: torch.Tensor, logprobs: torch.Tensor | None
-) -> tuple[list[int], list[bool], list[float] | None]:
+    ids: torch.Tensor, is_near: torch.Tensor, is_lost: torch.Tensor, logprobs: torch.Tensor | None
+) -> tuple[list[int], list[int], list[int], list[float] | None]:
     """In one transfer: 32 bits each."""
-    columns = [ids.to(torch.int32), is_near.to(torch.int32)]
+    columns = [column.to(torch.int32) for column in (ids, is_near, is_lost)]
     if logprobs is not None:
         columns.append(logprobs.view(torch.int32))
     host = torch.stack(columns).cpu()
-    floats = host[2].view(torch.float32).tolist() if logprobs is not None else None
-    return host[0].tolist(), host[1].tolist(), floats
+    floats = host[3].view(torch.float32).tolist() if logprobs is not None else None
+    ids_, near, lost = host[:3].tolist()
+    return ids_, near, lost, floats

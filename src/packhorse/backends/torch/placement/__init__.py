@@ -12,6 +12,7 @@ from packhorse.backends.torch.placement.lying import (
     execution_devices,
     first_device,
     is_split,
+    offloaded,
     placed,
     placement_note,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "execution_devices",
     "first_device",
     "is_split",
+    "offloaded",
     "placed",
     "placement_note",
 ]

@@ -28,6 +28,12 @@ def is_split(model: Any) -> bool:
     return len(devices) > 1 or "disk" in devices
 
 
+def offloaded(model: Any) -> tuple[str, ...]:
+    """Modules, by the device map's names, whose weights are brought to another device for each forward."""
+    devices, main = _expected(model)
+    return tuple(name for name, device in devices.items() if _is_offloaded(device, main))
+
+
 def execution_devices(model: Any) -> tuple[torch.device, ...]:
     """On which its layers run. Rows are packed where it is a single one: where rows end is told on one device."""
     hooks = (hook for module in model.modules() for hook in _hooks(module) if hook.execution_device is not None)

@@ -48,7 +48,9 @@ class Placer:
             return {}
         if placement.tensor_parallel:
             return _parallel(auto, folder)
-        if placement.offload_folder is None:
+        if placement.offload_folder is not None:
+            _make(placement.offload_folder)
+        else:
             self._temporary = tempfile.TemporaryDirectory(prefix="packhorse-offload-")
         where = {"offload_folder": placement.offload_folder or (self._temporary and self._temporary.name)}
         if isinstance(placement.device_map, Mapping):
@@ -91,6 +93,13 @@ class Placer:
             f"--max-memory; add {disk} to it, or give --offload-folder (both are slow: read at every forward); or take "
             "--precision int8 or int4"
         )
+
+
+def _make(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--offload-folder {folder}: cannot be made: {error}; name a folder on a fast disk") from error
 
 
 def devices_here() -> tuple[str, ...]:

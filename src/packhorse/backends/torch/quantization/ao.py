@@ -29,6 +29,7 @@ TYPES: Mapping[str, tuple[str, ...]] = {
 }
 FP8_CAPABILITY = (8, 9)  # NVIDIA's, with float8 products
 GROUP = 128  # weights that share a scale and a zero point, int4; torchao's own choice
+GROUPS = (32, 64, 128, 256)  # that int4 products have, on a CPU (tinygemm's) as on a GPU
 CPU_ROWS = 16  # output features: the CPU's int4 product takes multiples of them
 FIXED = ("version", "set_inductor_config")
 GRANULARITIES = ("per_row", "per_tensor")
@@ -59,6 +60,9 @@ def config(precision: str, options: Mapping[str, Any], device: str, skipped: Seq
     chosen = read_options(
         options, {"type": one_of(TYPES[precision]), **_readers(cls), SKIPPED: names}, f"torchao {kind}"
     )
+    group = chosen.get("group_size", GROUP)
+    if precision == "int4" and group not in GROUPS:
+        raise UsageError(f"{FLAG} group_size={group}: int4 has groups of {', '.join(map(str, GROUPS))}")
     chosen.pop("type", None)
     kept = [*(skipped or ()), *chosen.pop(SKIPPED, ())]
     try:

@@ -80,6 +80,14 @@ def check_quantized(model: nn.Module, folder: Path, method: str, precision: str)
     return (f"{precision} by {method}: {len(layers) - len(full)} of {len(layers)} linear layers; in {dtype}: {shown}",)
 
 
+def in_one_type(model: nn.Module, dtype: torch.dtype) -> None:
+    """Casts weights that nobody quantized. Of a checkpoint that bitsandbytes quantized transformers 5.23 casts biases
+    alone: LayerNorm refuses a weight in float32 beside a bias in bfloat16."""
+    for parameter in model.parameters():
+        if is_plain(parameter) and parameter.is_floating_point() and parameter.device.type != "meta":
+            parameter.data = parameter.data.to(dtype)
+
+
 def settle(model: nn.Module, folder: Path) -> None:
     """Runs each of bitsandbytes' layers once, which is when they bring weights and states into their final order, so
     that several threads may run them from now on, and memory is what it will be.

@@ -16,7 +16,7 @@ from packhorse.backends.torch.quantization.choice import (
     is_row_independent,
     method_of,
 )
-from packhorse.backends.torch.quantization.layers import check_quantized, settle, skeleton
+from packhorse.backends.torch.quantization.layers import check_quantized, in_one_type, settle, skeleton
 from packhorse.backends.torch.quantization.options import own_options, quantization_options
 from packhorse.backends.torch.quantization.own import check_own, config_of, own_precision, own_quantization
 from packhorse.backends.torch.quiet import quiet
@@ -41,6 +41,8 @@ class QuantizedLoading(NamedTuple):
         folder = request.description.folder
         if self.method == BITSANDBYTES:  # it would say in every forward of an int8 layer that it computes in fp16
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        if self.is_own and self.method == BITSANDBYTES:
+            in_one_type(model, self.options["dtype"])
         settle(model, folder)
         if self.is_own:
             return (f"{self.precision}: the weights are quantized already, by {self.method}",)
