@@ -13,6 +13,7 @@
     ├── DamagedError               1  verify found bytes that are not the ones committed
     ├── DeviceOutOfMemoryError     1  a batch did not fit; the run lowers its budget and goes on
     ├── BatchRefusedError          1  the model refused a batch; its rows are tried one by one
+    ├── WorkerDiedError            1  a worker process ended again and again, or none is left
     ├── TooManyErrorsError         4  more rows ended in errors than --max-error-rate allows
     └── InterruptedRunError  130/143  stopped by a signal; the same command goes on where it was
 
@@ -81,6 +82,10 @@ class DeviceOutOfMemoryError(PackhorseError):
 
 
 class BatchRefusedError(PackhorseError):
+    pass
+
+
+class WorkerDiedError(PackhorseError):
     pass
 
 

@@ -10,7 +10,8 @@ from packhorse.histogram import BUCKETS
 
 __all__ = ["Counters", "LiveCounters", "RunReport", "activation_bytes"]
 
-VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
+# Of a weight. int4: half of one for a linear layer, two for an embedding, which in small models is near one for all.
+VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 1, "fp8": 1}
 VALUES_PER_LAYER = 20
 DERIVED = (
     "rows", "error_rows", "rows_per_s", "tokens_per_s", "generated_tokens_per_s", "padding_efficiency", "total_s",
@@ -27,7 +28,8 @@ def activation_bytes(num_layers: int, width: int, precision: str) -> int:
     key and value h + 3h, attention 3h + h, its projection h + h, a feed-forward of four times the width h + 4h and
     4h + h), each once.
     """
-    return num_layers * VALUES_PER_LAYER * width * VALUE_BYTES.get(precision, 4)
+    value_bytes = 2 if precision == "int4" else VALUE_BYTES.get(precision, 4)  # of int4 the weights alone
+    return num_layers * VALUES_PER_LAYER * width * value_bytes
 
 
 @dataclass
@@ -58,6 +60,7 @@ class RunReport:
     shards: int = 0
     parts: list[str] = field(default_factory=list)
     sha256: str | None = None  # of a one-file output
+    workers: list[dict[str, Any]] = field(default_factory=list)  # of several processes: device, rows, busy_share, ...
     samples: list[dict[str, float]] = field(default_factory=list)  # running totals, at most 240 of them
     commits: list[dict[str, float]] = field(default_factory=list)  # likewise
     error_examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by kind: row, message
@@ -100,7 +103,12 @@ class RunReport:
 
     @property
     def device_busy_share(self) -> float:
-        return self.this_run.compute_s / self.wall_s if self.wall_s else 0.0
+        """Of several worker processes their mean."""
+        return self._mean_s(self.this_run.compute_s) / self.wall_s if self.wall_s else 0.0
+
+    def _mean_s(self, seconds: float) -> float:
+        """Of a timer to which each worker process adds."""
+        return seconds / max(len(self.workers), 1)
 
     @property
     def flops_per_s(self) -> float:
@@ -109,8 +117,9 @@ class RunReport:
 
     @property
     def device_flops_per_s(self) -> float:
-        """Useful FLOP/s over the time in which the device computed."""
-        return self.this_run.flops / self.this_run.compute_s if self.this_run.compute_s else 0.0
+        """Useful FLOP/s over the time in which the device computed; several devices together."""
+        seconds = self._mean_s(self.this_run.compute_s)
+        return self.this_run.flops / seconds if seconds else 0.0
 
     @property
     def gemm_share(self) -> float | None:
@@ -139,12 +148,14 @@ class RunReport:
 
     @property
     def lanes(self) -> list[dict[str, Any]]:
-        """The three lanes that work at the same time, each with its stages in seconds and as shares of wall time."""
-        c, waits = self.this_run, (self.wait_input_s, self.wait_output_s)
+        """The three lanes that work at the same time, each with its stages in seconds and as shares of wall time; of
+        several worker processes the mean, and what one process reads and writes for all of them."""
+        c, mean = self.this_run, self._mean_s
+        waits = {"wait for input": self.wait_input_s, "wait for output": self.wait_output_s}
         lanes: list[tuple[str, dict[str, float], dict[str, float]]] = [
-            ("read and tokenize", {"read": c.read_s, "tokenize": c.tokenize_s}, {}),
-            ("compute", {"compute": c.compute_s}, dict(zip(("wait for input", "wait for output"), waits, strict=True))),
-            ("finish and write", {"finish": c.finish_s, "write": c.write_s}, {}),
+            ("read and tokenize", {"read": c.read_s, "tokenize": mean(c.tokenize_s)}, {}),
+            ("compute", {"compute": mean(c.compute_s)}, waits),
+            ("finish and write", {"finish": mean(c.finish_s), "write": c.write_s}, {}),
         ]
         return [self._lane(*lane) for lane in lanes] if self.wall_s else []
 
@@ -159,11 +170,11 @@ class RunReport:
     @property
     def limiting_stage(self) -> str | None:
         """The longest stage of the busiest lane: reading, tokenizing, computing or writing. None without rows."""
-        c = self.this_run
+        c, mean = self.this_run, self._mean_s
         lanes: list[dict[str, float]] = [
-            {"reading": c.read_s, "tokenizing": c.tokenize_s},
-            {"computing": c.compute_s},
-            {"writing": c.finish_s + c.write_s},
+            {"reading": c.read_s, "tokenizing": mean(c.tokenize_s)},
+            {"computing": mean(c.compute_s)},
+            {"writing": mean(c.finish_s) + c.write_s},
         ]
         busiest = max(lanes, key=lambda lane: sum(lane.values()))
         return max(busiest, key=lambda stage: busiest[stage]) if c.rows else None
