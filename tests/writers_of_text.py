@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,8 @@ class Reference:
 
     @property
     def ends(self) -> list[int]:
-        return list(self.model.generation_config.eos_token_id or [])
+        ends = self.model.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def _written(self, ids: list[int], num_prompt_tokens: int) -> Written:
         first = next((i for i, token in enumerate(ids) if token in self.ends), len(ids))
@@ -126,6 +128,16 @@ class Reference:
             inputs = {"input_ids": torch.cat([ids, before], 1)}
         with torch.inference_mode():
             return self.model(**inputs).logits[0, -len(written) :]
+
+    def allowed(self, logits: Any, written: Sequence[int]) -> Any:
+        """A copy of logits() without the ids that the model's no_repeat_ngram_size of 2 forbids."""
+        logits = logits.clone()
+        if self.model.generation_config.no_repeat_ngram_size == 2:
+            before = [self.model.config.decoder_start_token_id, *written]
+            for step in range(len(written)):
+                pairs = itertools.pairwise(before[: step + 1])
+                logits[step, [b for a, b in pairs if a == before[step]]] = -float("inf")
+        return logits
 
     def logprobs(self, text: str, written: Sequence[int]) -> list[float]:
         """log_softmax of logits(), at the ids written."""

@@ -235,7 +235,7 @@ def test_exact_is_fp32_and_contradicts_any_other_precision(bert: Path) -> None:
 
 
 def test_a_device_that_is_not_here_is_a_usage_error(bert: Path) -> None:
-    for devices in ("cuda:99", "tpu", "cpu,cpu"):
+    for devices in ("cuda:99", "tpu", "cpu,cuda"):
         with pytest.raises(UsageError, match=devices.replace(",", ".")):
             load(bert, devices=devices)
 

@@ -20,13 +20,14 @@ from packhorse import generating
 from packhorse.backends.null.generator import NullGenerator
 from packhorse.config import EngineConfig
 from packhorse.data import Position, RowError, Shard, Tokenized, Tokens
-from packhorse.errors import UsageError
+from packhorse.errors import DeviceOutOfMemoryError, UsageError
 from packhorse.generation import Decoding, Generated, Prompts
 from packhorse.loading import Loader
 from packhorse.loading.writing import choose_writing
 from packhorse.metrics import Counters
 from packhorse.readers.cut import ShardRows
 from packhorse.shard import Budget, predict
+from packhorse.stages import OnStep
 from packhorse.tokenize.dedup import Unique
 from tests.models import save_null_model
 from tests.null.runs import parts, rows_of, run, run_until_stopped
@@ -137,6 +138,34 @@ def test_out_of_memory_halves_the_rows_at_once(writer: Path) -> None:
     tight = dataclasses.replace(stages, model=small)
     assert predict(ShardRows.of(table, {}), tight, Budget(1_000, 16)).equals(expected)
     assert len(steps) > 20 // 3
+
+
+@pytest.mark.parametrize("tokens", [10_000, 40])
+def test_a_prompt_that_never_fits_is_an_error_and_no_loop(writer: Path, tokens: int) -> None:
+    loader = Loader(EngineConfig(model=str(writer), backend="null", max_new_tokens=6, logprobs=True))
+    stages = loader.stages(choose_writing(loader, 20, "text"), keep=[])
+    table = pa.table({"text": texts(20)})
+    expected = predict(ShardRows.of(table, {}), stages, Budget(tokens, 16)).to_pylist()
+    decoding = Decoding({"max_new_tokens": 6}, with_logprobs=True)
+    none = dataclasses.replace(stages, model=NullGenerator(decoding, 40, capacity_rows=0))
+    rows = predict(ShardRows.of(table, {}), none, Budget(tokens, 16)).to_pylist()
+    assert {row["error"]["kind"] for row in rows} == {"out_of_memory"}
+    some = dataclasses.replace(stages, model=FitsShort(decoding, 40))
+    rows = predict(ShardRows.of(table, {}), some, Budget(tokens, 16)).to_pylist()
+    kinds = [row["error"] and row["error"]["kind"] for row in rows]
+    assert 0 < kinds.count("out_of_memory") < 20
+    assert [row for row in rows if row["error"] is None] == [
+        row for row, kind in zip(expected, kinds, strict=True) if kind is None
+    ]
+
+
+class FitsShort(NullGenerator):
+    """Holds one prompt of a few tokens."""
+
+    def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated:
+        if prompts.num_rows > 1 or int(prompts.tokens.lengths.max()) > 6:
+            raise DeviceOutOfMemoryError("too long")
+        return super().generate(prompts, max_rows, max_prefill_tokens, on_step)
 
 
 def test_templates_and_chats_are_prompts(writer: Path, tmp_path: Path) -> None:

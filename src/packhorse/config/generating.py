@@ -82,6 +82,13 @@ class GenerationSettings(BaseModel):
             raise ValueError(f"--json-schema {value[:80]}: a schema is a JSON object")
         return text
 
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _above_zero(cls, value: Any) -> Any:
+        if value is not None and float(value) == 0:
+            raise ValueError("--temperature 0: the likeliest token is what --no-do-sample takes")
+        return value
+
     @field_validator("choices")
     @classmethod
     def _some_choices(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -15,6 +15,7 @@ from packhorse.errors import did_you_mean
 NOT_IN_MANIFEST = frozenset(
     {"model", "revision", "adapter", "input", "output", "devices", "tokenizer_threads", "tune", "plan"}
     | {"append", "retry_errors", "on_error", "max_error_rate", "overwrite", "quiet", "progress", "price_per_hour"}
+    | {"ray", "ray_workers"}
     | {"device_map", "max_memory", "offload_folder"}
 )
 
@@ -72,6 +73,10 @@ class RunConfig(EngineConfig):
     """auto: a line that moves in a terminal, plain lines elsewhere; json: one object a line on stderr."""
     plan: str | None = None
     """File with a plan to carry out instead of deciding anew."""
+    ray: str | None = None
+    """Ray cluster whose actors compute: local (one of this machine alone), auto (that of this node) or HOST:PORT."""
+    ray_workers: int | None = Field(None, ge=1)
+    """Actors at most; the run begins with the first. Default: a list of --devices, else the cluster's devices."""
     price_per_hour: float | None = Field(None, gt=0, allow_inf_nan=False)
     """What an hour of this machine costs, in any currency; the report then says what the run cost."""
 
@@ -92,6 +97,12 @@ class RunConfig(EngineConfig):
         if self.plan is not None and given:
             flag = "--" + given[0].replace("_", "-")
             raise ValueError(f"--plan {self.plan} decides that already: drop {flag}, or --plan")
+        return self
+
+    @model_validator(mode="after")
+    def _on_ray(self) -> Self:
+        if self.ray_workers is not None and self.ray is None:
+            raise ValueError(f"--ray-workers {self.ray_workers} counts actors of Ray: give --ray local or ADDRESS too")
         return self
 
     @model_validator(mode="after")

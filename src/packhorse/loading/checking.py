@@ -25,6 +25,8 @@ def check_settings(s: EngineConfig, about: ModelDescription, backend: str, preci
     if s.compile and backend != "torch":
         raise UsageError(f"--compile: belongs to --backend torch, this is {backend}")
     _check_placing(s, backend)
+    if backend == "vllm" and not about.writes:
+        raise UsageError(f"--backend vllm: only generates, and this model does {about.task}: --backend torch does")
     if about.writes:
         _check_writing(s, about.task, backend)
         return

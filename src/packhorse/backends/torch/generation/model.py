@@ -21,12 +21,13 @@ from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.weights import max_positions
 from packhorse.data import ModelCost, RowError, Tokens, offsets_of
 from packhorse.errors import ModelError, UsageError
-from packhorse.generation import Generated, Prompts
+from packhorse.generation import Decoding, Generated, Prompts
 from packhorse.load_request import LoadRequest
 from packhorse.packing.linear import is_available
 from packhorse.packing.prepack import prepack
 from packhorse.stages import OnStep
 
+OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 PACKED = ("auto", "packed")  # kinds of attention that the continuous engine has
 
 
@@ -52,6 +53,7 @@ class TorchGenerator:
         with quiet():
             positions = _decoder_positions(self._model) if request.description.is_encoder_decoder else self.max_length
             self._stepper = Stepper(self._model, tokenizer, request.decoding, positions)
+            _check_sampling(request.decoding, self._stepper.is_sampled)
             self.cost = self._cost(request)
             self.weight_bytes = self._weights.num_bytes
             if request.device == "cpu" and self._weights.is_plain:
@@ -195,6 +197,15 @@ def _known_prompts(prompts: Prompts, vocab_size: int) -> tuple[Prompts, dict[int
     lengths[list(errors)] = 0
     is_kept = ~np.isin(row_of, list(errors))
     return Prompts(Tokens(tokens.ids[is_kept], offsets_of(lengths)), prompts.keys), errors
+
+
+def _check_sampling(decoding: Decoding, is_sampled: bool) -> None:
+    """Raises UsageError for settings of sampling where nothing is sampled."""
+    given = [name for name in OF_SAMPLING if decoding.settings.get(name) is not None]
+    if given and not is_sampled:
+        flag = "--" + given[0].replace("_", "-")
+        what = f"{flag} {decoding.settings[given[0]]}"
+        raise UsageError(f"{what}: changes nothing where the likeliest token is taken: add --do-sample, or drop it")
 
 
 def _attention_of(request: LoadRequest, model: Any) -> str:
