@@ -9,6 +9,8 @@
     packhorse.bench("./my-classifier", "reviews.parquet")                ways to run a model, side by side
     packhorse.verify("scored/")                                          re-checks every byte
     model = packhorse.unpad(model)                                       your own loop, without the padding inside
+    packhorse.audit(model, batch)                                        your own loop: what lies where, moves or waits
+    batch, metrics, moved = packhorse.align(batch, metrics, like=model)  what has to move to the model's device
 
 The same from a terminal: `packhorse run MODEL INPUT -o OUTPUT`. Importing packhorse loads neither torch nor
 transformers.
@@ -21,6 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from packhorse.api import bench, load, plan, run, verify
+    from packhorse.auditing.aligning import Aligned, align
+    from packhorse.auditing.auditor import audit
+    from packhorse.auditing.findings import Audit
     from packhorse.comparison.compare import Comparison
     from packhorse.engine import Engine
     from packhorse.errors import PackhorseError
@@ -33,6 +38,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "align": "auditing.aligning",
+    "Aligned": "auditing.aligning",
+    "audit": "auditing.auditor",
+    "Audit": "auditing.findings",
     "load": "api",
     "export": "exporting",
     "Exported": "exporting",
@@ -51,6 +60,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Aligned",
+    "Audit",
     "Comparison",
     "Engine",
     "Explanation",
@@ -58,6 +69,8 @@ __all__ = [
     "PackhorseError",
     "RunReport",
     "Verification",
+    "align",
+    "audit",
     "bench",
     "export",
     "load",

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from packhorse.cli.bench import bench
+from packhorse.cli.doctor import doctor
 from packhorse.cli.export import export
 from packhorse.cli.plan import plan
 from packhorse.cli.run import run
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (run, plan, export, verify, bench):
+for command in (run, plan, export, verify, bench, doctor):
     app.command()(command)
 
 
