@@ -29,7 +29,8 @@ def load(model: str | Path, **settings: Any) -> Engine:
         adapter            PEFT adapter (LoRA) to merge into the weights: a folder, or ORGANISATION/NAME[@REVISION]
         task               "text-classification", "feature-extraction", "text-generation", "text2text-generation",
                            "summarization" or "translation"; "auto" reads it from the model
-        devices            "auto", "cpu", "cuda", "cuda:N", "mps" or "xpu"
+        devices            "auto", "cpu", "cuda", "cuda:N", "mps" or "xpu"; for run() also several, a process on each:
+                           "all", "0,1", "cuda:0,cuda:0" or "cpu:N"
         precision          "fp32", "bf16", "fp16", "int8", "int4", "fp8"; "auto": bf16 (fp16) where it agrees with fp32
                            on your rows; of a model that writes the checkpoint's
         quantization       who makes int8 and int4: "bitsandbytes" or "torchao"; quantization_options: a dict of its own
@@ -113,6 +114,8 @@ def run(model: str | Path, input: Any, output: str | Path, *, stop: Stop | None 
         retry_errors    of a finished folder of parts compute only the rows in error, and put them in their places
         overwrite       delete what an earlier run left in the output
         progress        "none" (default here), "auto", "plain" or "json"
+        ray             "local", "auto" or "HOST:PORT": an actor of that Ray cluster for each device; ray_workers: how many
+                        at most
         price_per_hour  price of this machine in any currency; the report then says what the run cost
 
     Raises a PackhorseError; its class says what to do, its exit_code is that of the command line.

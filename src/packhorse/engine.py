@@ -53,7 +53,7 @@ class Engine:
     def __init__(self, settings: EngineConfig) -> None:
         """Loads model and tokenizer. Raises UsageError, RefusedError or ModelError."""
         self.settings = settings
-        self._loader = Loader(settings)
+        self._loader = Loader(settings.on_first_device())
         self._stages: Stages | None = None
         wants_rows = settings.precision in ("auto", "int8", "fp8") or settings.tokenizer == "auto"
         self._is_open = wants_rows and not settings.exact and not self._loader.description.writes
@@ -237,7 +237,8 @@ def run_with(
         guess_text_column(reader.schema(), config.text_column, config.pair_column)
     reporter = Reporter("none" if config.quiet else config.progress)
     again = (lambda groups: reopen(groups=groups)) if is_path else None
-    return Job(config, loader or Loader(settings), reader, folder, reporter, stop or Stop(), again).run()
+    loader = loader or Loader(settings.on_first_device())
+    return Job(config, loader, reader, folder, reporter, stop or Stop(), again).run()
 
 
 def _in_memory(rows: Any, config: RunConfig) -> Reader:
@@ -248,11 +249,13 @@ def _in_memory(rows: Any, config: RunConfig) -> Reader:
 def _rows(texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> ShardRows:
     """Texts as rows; what is no text becomes null and an error."""
     errors: dict[int, RowError] = {}
-    columns = {name: _column(values, errors) for name, values in ((TEXT, texts), (PAIR, pairs)) if values is not None}
+    given = {TEXT: texts} if pairs is None else {TEXT: texts, PAIR: pairs}
+    columns = {name: as_text_column(values, errors) for name, values in given.items()}
     return ShardRows.of(pa.table(columns), errors)
 
 
-def _column(values: Sequence[Any], errors: dict[int, RowError]) -> pa.Array:
+def as_text_column(values: Sequence[Any], errors: dict[int, RowError]) -> pa.Array:
+    """Values that should be texts as large_string; what is no text becomes null, and an error of its row."""
     clean = list(values)
     if set(map(type, clean)) <= {str, type(None)}:
         try:

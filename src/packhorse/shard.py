@@ -55,6 +55,10 @@ class Budgets:
     def __init__(self, entries: list[tuple[int, Budget]]) -> None:
         self._entries = entries
 
+    @property
+    def entries(self) -> list[tuple[int, Budget]]:
+        return list(self._entries)
+
     def at(self, shard: int) -> Budget:
         return next(budget for first, budget in reversed(self._entries) if first <= shard)
 

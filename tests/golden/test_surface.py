@@ -15,8 +15,8 @@ from packhorse.config import EngineConfig, RunConfig
 from tests.models import save_null_model
 
 NAMES = [
-    "Comparison", "Engine", "Explanation", "Exported", "PackhorseError", "RunReport", "Verification", "bench",
-    "export", "load", "plan", "restore", "run", "unpad", "verify",
+    "Aligned", "Audit", "Comparison", "Engine", "Explanation", "Exported", "PackhorseError", "RunReport",
+    "Verification", "align", "audit", "bench", "export", "load", "plan", "restore", "run", "unpad", "verify",
 ]  # fmt: skip
 
 RUN_FLAGS = [
@@ -28,8 +28,8 @@ RUN_FLAGS = [
     "--no-do-sample", "--no-header", "--no-normalize", "--normalize", "--num-beams", "--num-return-sequences",
     "--offload-folder", "--on-error", "--onnx-file", "--output", "--output-format", "--output-prefix", "--overwrite",
     "--pair-column", "--plan", "--pooling", "--precision", "--price-per-hour", "--progress", "--prompt-name",
-    "--provider", "--quantization", "--quantization-options", "--quiet", "--repetition-penalty", "--retry-errors",
-    "--revision", "--scores", "--seed", "--seed-column", "--shard-rows", "--stop-strings", "--system-prompt",
+    "--provider", "--quantization", "--quantization-options", "--quiet", "--ray", "--ray-workers",
+    "--repetition-penalty", "--retry-errors", "--revision", "--scores", "--seed", "--seed-column", "--shard-rows", "--stop-strings", "--system-prompt",
     "--task", "--temperature", "--template", "--tensor-parallel", "--text-column", "--tokenizer",
     "--tokenizer-threads", "--tolerance", "--top-k", "--top-p", "--tune", "-o",
 ]  # fmt: skip
@@ -54,6 +54,7 @@ EXIT_CODES = {
     "BatchRefusedError": 1,
     "DeviceOutOfMemoryError": 1,
     "TooManyErrorsError": 4,
+    "WorkerDiedError": 1,
 }
 
 ERROR = pa.struct([("kind", pa.large_string()), ("message", pa.large_string())])
@@ -104,9 +105,10 @@ def test_flags_of_run() -> None:
 
 
 def test_commands() -> None:
-    assert sorted(_commands()) == ["bench", "export", "plan", "run", "verify"]
+    assert sorted(_commands()) == ["bench", "doctor", "export", "plan", "run", "verify"]
     assert _flags("verify") == []
     assert _flags("bench") == BENCH_FLAGS
+    assert _flags("doctor") == ["--devices", "--json", "--measure", "--precision", "--revision", "--task"]
 
 
 def test_every_setting_has_its_flag_and_every_flag_its_setting() -> None:

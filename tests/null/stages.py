@@ -57,7 +57,7 @@ class Device(Loader):
         super().__init__(settings)
         self._device = NullModel(self.task.reduction(), capacity_tokens, before_batch)
 
-    def model(self, precision: str) -> NullModel:
+    def any_model(self, precision: str) -> NullModel:
         return self._device
 
 

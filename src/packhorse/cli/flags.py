@@ -71,7 +71,10 @@ Provider = Annotated[
     Flag(help="ONNX Runtime's execution provider; auto: the fastest kind installed for the device."),
 ]
 OnnxFile = Annotated[str | None, Flag(help="Which .onnx file of the model's folder to run.")]
-Devices = Annotated[str, Flag(help="auto, cpu, cuda, cuda:N, mps or xpu.")]
+Devices = Annotated[
+    str,
+    Flag(help="auto, cpu, cuda, cuda:N, mps, xpu; a process on each of several: all, 0,1, cuda:0,cuda:0 or cpu:N."),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "fp8"],
     Flag(help="auto: bf16 (fp16) where the hardware has it and rows of this job agree with fp32."),
@@ -111,6 +114,12 @@ PlanFile = Annotated[
     Flag(
         "--plan", help="Carry out the plan in FILE: `packhorse plan --json`, or an output's _packhorse/manifest.json."
     ),
+]
+Ray = Annotated[
+    str | None, Flag(help="Compute on a Ray cluster, an actor a device: local (this machine), auto or HOST:PORT.")
+]
+RayWorkers = Annotated[
+    int | None, Flag(help="Actors at most, the run begins with the first. Default: as --devices lists, else all there.")
 ]
 TuneMode = Literal["off", "quick", "full"]
 Tune = Annotated[

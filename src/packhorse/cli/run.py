@@ -54,6 +54,8 @@ def run(
     provider: flags.Provider = "auto",
     onnx_file: flags.OnnxFile = None,
     devices: flags.Devices = "auto",
+    ray: flags.Ray = None,
+    ray_workers: flags.RayWorkers = None,
     precision: flags.Precision = "auto",
     quantization: more.Quantization = "auto",
     quantization_options: more.QuantizationOptions = None,

@@ -2,50 +2,64 @@
 
 from __future__ import annotations
 
-import threading
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import pyarrow as pa
 
+from packhorse.devices.host import rss_peak_bytes
 from packhorse.errors import DeviceOutOfMemoryError
+from packhorse.executors.executor import Commit, LowerBudget, Outcome, Stop
 from packhorse.executors.lanes import Breaker, Channel, Lane
 from packhorse.metrics import Counters, LiveCounters
 from packhorse.readers.cut import ShardRows
-from packhorse.shard import Budget, Budgets, Forwarded, Prepared, Stages, finish, forward, prepare
+from packhorse.shard import Budget, Budgets, Forwarded, Prepared, Stages, finish, forward, predict, prepare
+
+__all__ = ["Local", "Outcome", "Stop", "run_shards"]
 
 # Shards that may wait between two lanes: memory is bounded by them, whatever the input's size.
 PREPARED_AHEAD = 2
 FORWARDED_AHEAD = 1
-
-Commit = Callable[[Forwarded, pa.Table], None]
-LowerBudget = Callable[[int, Budget], None]  # first shard it holds for, the budget
-
-
-@dataclass
-class Stop:
-    """Set by a signal; the run ends after the batch that is running."""
-
-    event: threading.Event = field(default_factory=threading.Event)
-    signum: int = 0
-
-    def set(self, signum: int) -> None:
-        self.signum = signum
-        self.event.set()
 
 
 class _StopRequestedError(Exception):
     """Raised between two batches."""
 
 
-@dataclass
-class Outcome:
-    """What a run of the lanes did. Seconds of the forward lane's waiting."""
+class Local:
+    """An Executor: the stages of a job in this process."""
 
-    counters: Counters = field(default_factory=Counters)
-    wait_input_s: float = 0.0
-    wait_output_s: float = 0.0
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+
+    @property
+    def width(self) -> int:
+        return self._stages.model.reduction.width
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._stages.model.weight_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        return rss_peak_bytes()
+
+    @property
+    def device_peak_bytes(self) -> int | None:
+        return self._stages.model.peak_bytes()
+
+    def texts(self, rows: ShardRows) -> list[str | None]:
+        return self._stages.texts(rows).texts
+
+    def predict(self, rows: ShardRows, budget: Budget) -> pa.Table:
+        return predict(rows, dataclasses.replace(self._stages, keep=[]), budget)
+
+    def run(
+        self, shards: Iterator[ShardRows], budgets: Budgets, commit: Commit, lower: LowerBudget, live: LiveCounters,
+        stop: Stop,
+    ) -> Outcome:  # fmt: skip
+        return run_shards(shards, self._stages, budgets, commit, lower, live, stop)
 
 
 def run_shards(
@@ -56,12 +70,14 @@ def run_shards(
     lower: LowerBudget,
     live: LiveCounters,
     stop: Stop,
+    breaker: Breaker | None = None,
 ) -> Outcome:
     """Computes and commits every shard, in order; raises what any lane raised, after all lanes have ended.
 
     Ends early, without an error, when `stop` is set: what was forwarded by then is committed.
+    breaker: tripped by the first error, where `shards` has to know that nobody waits for them any more.
     """
-    breaker, outcome = Breaker(), Outcome()
+    breaker, outcome = breaker or Breaker(), Outcome()
     prepared: Channel[Prepared] = Channel(breaker, PREPARED_AHEAD)
     forwarded: Channel[Forwarded] = Channel(breaker, FORWARDED_AHEAD)
     lanes = [

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from packhorse.config import RunConfig
 from packhorse.data import RowError, Shard
 from packhorse.errors import RowFailedError, TooManyErrorsError
+from packhorse.executors.executor import Done
 from packhorse.metrics import Counters, RunReport
 from packhorse.outputs.manifest import RunFolder
 from packhorse.outputs.records import Commit
 from packhorse.plans import Plan
 from packhorse.redaction import redacted
-from packhorse.shard import Forwarded
 
 MIN_ROWS_FOR_RATE = 1_000  # --max-error-rate is looked at from here on
 
@@ -56,7 +56,7 @@ def check_error_rate(config: RunConfig, counters: Counters, first: str) -> None:
     )
 
 
-def first_error(done: Forwarded) -> str:
+def first_error(done: Done) -> str:
     at, error = next(iter(done.errors.items()), (0, None))
     return f"row {done.shard.first_row + at}, {error.kind}: {error.message}" if error else "in an earlier shard"
 

@@ -20,6 +20,7 @@ from packhorse.outputs.manifest import RunFolder
 from packhorse.outputs.records import check_unchanged
 from packhorse.outputs.retries import Retries
 from packhorse.plans import Plan
+from packhorse.readers.sample import Sample
 from packhorse.selection import check_apart, choose_columns, sample_of
 from packhorse.stages import Reader
 from packhorse.writers import make_writer
@@ -27,7 +28,10 @@ from packhorse.writers import make_writer
 
 class Beginning:
     """reader, columns and loader are those of the job: going on can change them. torn: shards whose part a stopped
-    --retry-errors left half old and half new. names: with --mirror the output of each input file."""
+    --retry-errors left half old and half new. names: with --mirror the output of each input file. sample: rows that the
+    loader was shown, once there is a plan."""
+
+    sample: Sample
 
     def __init__(
         self, config: RunConfig, loader: Loader, reader: Reader, folder: RunFolder, stop: Stop, reopen: Reopen | None
@@ -67,7 +71,8 @@ class Beginning:
         identity = self._identity()
         check_same_commit(found.manifest["model"], identity["model"], self._config.model, self._config.adapter)
         check_unchanged(found.manifest, identity)
-        self.torn = Retries(self._folder).settle(self._folder.commits())
+        retries = Retries(self._folder)
+        self.torn = retries.settle(self._folder.commits()) if retries.pending() else []  # it reads all records
         if self.torn and not self._config.retry_errors:
             raise DamagedError(f"shard {self.torn[0]} is half replaced: the same command with --retry-errors mends it")
         if found.num_new:
@@ -84,13 +89,14 @@ class Beginning:
         self._see_rows()
         return plan
 
-    def new_plan(self) -> Plan:
-        """Decides the plan and writes the manifest, before the first shard."""
+    def new_plan(self, fitted: Callable[[Plan], Plan] = lambda plan: plan) -> Plan:
+        """Decides the plan and writes the manifest, before the first shard. fitted: the plan as it is to be written."""
         texts = Texts(self.columns.text, self.columns.pair)
         total_rows, asked = self._see_rows(), self._config.plan
         self.loader, plan = (
             replayed(self.loader, asked, texts) if asked else choose(self.loader, total_rows, texts, clock=self._clock)
         )
+        plan = fitted(plan)
         if self.columns.now is not None:
             plan = plan.model_copy(update={"prompts_at": self.columns.now.isoformat()})
         manifest = {
@@ -113,6 +119,7 @@ class Beginning:
     def _see_rows(self) -> float:
         """Shows the loader rows of the input, of its first files where some came later; estimated rows of the job."""
         sample = sample_of(getattr(self.reader, "first", self.reader), self.columns, self._config.limit)
+        self.sample = sample
         self.loader.see(sample.texts[0], sample.pairs, sample.is_whole, self.columns.adds_special_tokens)
         return sample.total_rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,14 +10,16 @@ import pyarrow as pa
 
 from packhorse.config import RunConfig
 from packhorse.data import Position, Shard
-from packhorse.devices.host import rss_peak_bytes
 from packhorse.errors import InterruptedRunError
-from packhorse.executors.local import Outcome, Stop, run_shards
+from packhorse.executors.executor import Done, Executor, Outcome, Stop, beside
+from packhorse.executors.local import Local
 from packhorse.jobs.accounting import check_error_rate, check_no_error, estimated_rows, first_error, new_report
 from packhorse.jobs.beginning import Beginning
 from packhorse.jobs.continuing import Reopen, check_can_retry
 from packhorse.jobs.mirroring import Mirror, cut_files
+from packhorse.jobs.on_ray import on_ray
 from packhorse.jobs.retrying import Retry
+from packhorse.jobs.spreading import devices_of, shared, spread
 from packhorse.loading import Loader
 from packhorse.metrics import LiveCounters, RunReport, activation_bytes
 from packhorse.outputs.manifest import RunFolder
@@ -30,7 +31,7 @@ from packhorse.report.html import render
 from packhorse.report.recorder import Recorder
 from packhorse.report.reporter import Reporter
 from packhorse.selection import read_schema
-from packhorse.shard import Budget, Budgets, Forwarded, Stages, predict
+from packhorse.shard import Budget, Budgets, Stages
 from packhorse.stages import Reader, Writer
 from packhorse.writers import make_writer
 
@@ -81,16 +82,36 @@ class Job:
         if self._config.overwrite or not self._folder.exists:
             check_can_retry(self._config, None)
             self._folder.clear()
-            plan = self._begun.new_plan()
-            return self._with_stages(plan, self._compute)
+            return self._on_devices(self._begun.new_plan)
         manifest = self._begun.continued(self._reporter.note)
         check_can_retry(self._config, manifest)
         if not manifest.get("finished"):
-            return self._with_stages(self._begun.same_plan(manifest), self._compute)
+            return self._on_devices(lambda _: self._begun.same_plan(manifest))
         if self._config.retry_errors:
             return self._retried(manifest)
         self._folder.check_finished(manifest)
         return self._already_finished(manifest)
+
+    def _on_devices(self, decide: Callable[[Callable[[Plan], Plan]], Plan]) -> RunReport:
+        """In this process where there is one device, else in a process for each. decide: makes the plan, given how
+        many processes change it."""
+        if self._config.ray is not None:
+            say, check = self._reporter, lambda: self._pause(0)
+            return on_ray(self._config, self._begun, decide, say, check, self._compute)
+        devices = devices_of(self._config, self._begun.loader)
+        plan = decide(lambda plan: shared(plan, len(devices)))
+        if len(devices) == 1:
+            return self._with_stages(plan, lambda plan, stages: self._compute(plan, Local(stages)))
+        self._reporter.plan(plan, self._config.model)
+        self._reporter.note(f"a process each on {', '.join(devices)}")
+        processes = spread(self._config, self._begun, plan, devices, self._reporter.note, lambda: self._pause(0))
+        try:
+            return self._compute(plan, processes)
+        except BaseException:
+            processes.kill()
+            raise
+        finally:
+            processes.close()
 
     def _with_stages(self, plan: Plan, work: Callable[[Plan, Stages], RunReport]) -> RunReport:
         self._begun.loader.replay(plan)
@@ -126,37 +147,36 @@ class Job:
             self._begun.check_input()
             merged = new_report(self._config, self._folder, plan, self._folder.commits())
             report.counters, report.shards, report.parts = merged.counters, merged.shards, merged.parts
-            return self._close(report, plan, stages, recorder)
+            return self._close(report, plan, Local(stages), recorder)
 
         return self._with_stages(self._begun.same_plan(manifest), work)
 
     def _budgets(self) -> Budgets:
         return Budgets([(first, Budget(*rest)) for first, *rest in self._folder.manifest()["budgets"]])
 
-    def _compute(self, plan: Plan, stages: Stages) -> RunReport:
+    def _compute(self, plan: Plan, executor: Executor) -> RunReport:
         commits, budgets = self._folder.commits(), self._budgets()
         self._folder.check_parts(commits)
         if isinstance(self._folder, MirroredFolder):
-            self._mirror = Mirror(self._folder, self._begun.names, self._writer, self._empty_table(stages))
+            self._mirror = Mirror(self._folder, self._begun.names, self._writer, self._empty_table(executor))
         last = commits[-1].shard if commits else None
         row = last.first_row + last.num_rows if last else 0
         if last is None:
-            self._preview(stages, budgets.at(0))
+            self._preview(executor, budgets.at(0))
         else:
             self._reporter.note(f"going on after {row:,} rows of an earlier run")
         report = new_report(self._config, self._folder, plan, commits)
         report.setup_s = time.perf_counter() - self._begin_s
         check_error_rate(self._config, report.counters, "in an earlier run")
-        live = LiveCounters(done_before=row, by_rows=stages.generator is not None)
+        live = LiveCounters(done_before=row, by_rows=self._begun.loader.description.writes)
         recorder = Recorder(live, plan.device)
         shards = self._watched(
-            self._shards(last.end if last else Position(0, 0), len(commits), row, self._config.shard_rows, stages),
+            self._shards(last.end if last else Position(0, 0), len(commits), row, self._config.shard_rows, executor),
             live,
         )
         with recorder.energy, self._reporter.progress(live):
-            outcome = run_shards(
+            outcome = executor.run(
                 shards,
-                stages,
                 budgets,
                 lambda done, table: self._commit(done, table, report, recorder),
                 self._lower_budget,
@@ -164,13 +184,13 @@ class Job:
                 self._stop,
             )
             report.wall_s = live.elapsed_s
-        return self._end(report, outcome, plan, stages, recorder)
+        return self._end(report, outcome, plan, executor, recorder)
 
     def _shards(
-        self, start: Position, index: int, row: int, shard_rows: int | None, stages: Stages | None = None
+        self, start: Position, index: int, row: int, shard_rows: int | None, executor: Executor | None = None
     ) -> Iterator[ShardRows]:
         chunks = self._begun.reader.read(start, self._begun.columns.reads, self._begun.columns.texts)
-        width = stages.model.reduction.width if stages else 1
+        width = executor.width if executor else 1
         texts = self._begun.columns.texts
         if shard_rows is None and self._begun.loader.description.writes:
             shard_rows = WRITING_SHARD_ROWS
@@ -185,18 +205,18 @@ class Job:
             live.total_rows = estimated_rows(rows.shard, self._begun.reader.num_rows(), share, self._config.limit)
             yield rows
 
-    def _preview(self, stages: Stages, budget: Budget) -> None:
+    def _preview(self, executor: Executor, budget: Budget) -> None:
         """The first rows' predictions, so that a wrong column or model is seen before the long part."""
         first = next(self._shards(Position(0, 0), 0, 0, PREVIEW_ROWS), None)
         if first is None:
             return
-        texts = stages.texts(first).texts
-        if stages.generator is not None:  # their outputs may take minutes
+        texts = executor.texts(first)
+        if self._begun.loader.description.writes:  # their outputs may take minutes
             self._reporter.prompts(texts)
         else:
-            self._reporter.preview(texts, predict(first, dataclasses.replace(stages, keep=[]), budget))
+            self._reporter.preview(texts, executor.predict(first, budget))
 
-    def _commit(self, done: Forwarded, table: pa.Table, report: RunReport, recorder: Recorder) -> None:
+    def _commit(self, done: Done, table: pa.Table, report: RunReport, recorder: Recorder) -> None:
         check_no_error(self._config, done.shard.first_row, done.errors)
         commit = self._folder.commit(
             done.shard,
@@ -219,8 +239,10 @@ class Job:
         self._folder.write_manifest(manifest)
         self._reporter.note(f"out of memory: going on with {budget.max_batch_tokens:,} tokens a batch")
 
-    def _end(self, report: RunReport, outcome: Outcome, plan: Plan, stages: Stages, recorder: Recorder) -> RunReport:
-        report.this_run = outcome.counters
+    def _end(
+        self, report: RunReport, outcome: Outcome, plan: Plan, executor: Executor, recorder: Recorder
+    ) -> RunReport:
+        report.this_run, report.workers = outcome.counters, outcome.workers
         report.wait_input_s, report.wait_output_s = outcome.wait_input_s, outcome.wait_output_s
         if self._stop.event.is_set():
             raise InterruptedRunError(self._stop.signum, report.rows)
@@ -228,19 +250,19 @@ class Job:
         if self._mirror is not None:
             self._mirror.end()
         elif not report.shards:
-            self._commit_empty(report, stages)
+            self._commit_empty(report, executor)
         commits = self._folder.commits()
         report.sha256 = self._folder.finish(report.rows, commits, self._writer.assemble)
         report.parts = self._folder.shown(commits)
-        return self._close(report, plan, stages, recorder)
+        return self._close(report, plan, executor, recorder)
 
-    def _close(self, report: RunReport, plan: Plan, stages: Stages, recorder: Recorder) -> RunReport:
+    def _close(self, report: RunReport, plan: Plan, executor: Executor, recorder: Recorder) -> RunReport:
         """The report of a finished run, written and shown."""
-        report.peak_bytes, report.device_peak_bytes = rss_peak_bytes(), stages.model.peak_bytes()
+        report.peak_bytes, report.device_peak_bytes = executor.peak_bytes, executor.device_peak_bytes
         if report.this_run.flops:
             loader, about = self._begun.loader, self._begun.loader.description
             report.gemm_flops_per_s = loader.gemm(plan.precision, report.flops_per_s)
-            report.ceilings, report.weight_bytes = loader.ceilings(plan.precision), stages.model.weight_bytes
+            report.ceilings, report.weight_bytes = loader.ceilings(plan.precision), executor.weight_bytes
             report.activation_bytes_per_token = activation_bytes(
                 about.num_layers, about.attention_width, plan.precision
             )
@@ -253,15 +275,15 @@ class Job:
     def _write_report(self, report: dict[str, Any]) -> None:
         self._folder.write_report(report, render(report))
 
-    def _commit_empty(self, report: RunReport, stages: Stages) -> None:
+    def _commit_empty(self, report: RunReport, executor: Executor) -> None:
         """An input without rows gives an output without rows that still has its columns."""
-        table, shard = self._empty_table(stages), Shard(0, 0, 0, Position(0, 0), Position(0, 0))
+        table, shard = self._empty_table(executor), Shard(0, 0, 0, Position(0, 0), Position(0, 0))
         self._folder.commit(shard, self._writer.extension, lambda paths: self._writer.write(table, paths), {})
         report.shards += 1
 
-    def _empty_table(self, stages: Stages) -> pa.Table:
+    def _empty_table(self, executor: Executor) -> pa.Table:
         rows = read_schema(self._begun.reader, self._begun.columns).empty_table()
-        return predict(ShardRows.of(rows, {}), stages, Budget(1, 1))
+        return beside(rows.select(self._begun.columns.keep), executor.predict(ShardRows.of(rows, {}), Budget(1, 1)))
 
     def _already_finished(self, manifest: dict[str, Any]) -> RunReport:
         report = new_report(self._config, self._folder, Plan(**manifest["plan"]), self._folder.commits())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +14,7 @@ from packhorse.outputs.stores import Store
 
 RECORD = re.compile(r"\d{6,}\.json")
 RECORDS = ("shards", "retry", "files")  # in the order in which they are deleted
+READ_AT_ONCE = 4_096  # records, of about 1 KB
 
 
 class Bookkeeping:
@@ -29,13 +31,19 @@ class Bookkeeping:
     def commits(self) -> list[Commit]:
         """The committed shards from the first on, without a gap. Raises DamagedError naming a record that is broken."""
         found: list[Commit] = []
-        paths = self.record_paths()
-        for path, record in zip(paths, self.store.read_all(paths), strict=True):
+        for path, record in self._records():
             commit = commit_of(path, record)
             if commit.shard.index != len(found):
                 break
             found.append(commit)
         return found
+
+    def _records(self) -> Iterator[tuple[str, bytes]]:
+        """Those of shards by path; only some of them in memory at once as they stand."""
+        paths = self.record_paths()
+        for first in range(0, len(paths), READ_AT_ONCE):
+            some = paths[first : first + READ_AT_ONCE]
+            yield from zip(some, self.store.read_all(some), strict=True)
 
     def intact_mirrored_files(self) -> list[MirroredFile]:
         """Those of --mirror's outputs whose records can be read."""

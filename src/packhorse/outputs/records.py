@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from sys import intern
 from typing import Any, NamedTuple
 
 from packhorse.data import Position, Shard
@@ -53,7 +54,8 @@ class Commit:
             "part": self.part, "bytes": self.num_bytes, "sha256": self.sha256, "counters": self.counters,
         }  # fmt: skip
         beside = {"beside": [f.to_dict() for f in self.beside]} if self.beside else {}
-        return sealed(record | beside | ({"error_rows": ranges(self.error_rows)} if self.error_rows else {}))
+        errors = {"error_rows": ranges(self.error_rows)} if self.error_rows else {}
+        return sealed(record | beside | errors, indent=None)
 
     @classmethod
     def from_json(cls, data: bytes) -> Commit:
@@ -61,7 +63,7 @@ class Commit:
         shard = Shard(r["index"], r["first_row"], r["num_rows"], Position(*r["start"]), Position(*r["end"]))
         beside = tuple(FileRecord.from_dict(f) for f in r.get("beside", ()))
         errors = tuple(rows_of_ranges(r.get("error_rows", "")))
-        return cls(shard, r["part"], r["bytes"], r["sha256"], r["counters"], beside, errors)
+        return cls(shard, r["part"], r["bytes"], r["sha256"], _interned(r["counters"]), beside, errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +117,27 @@ def rows_of_ranges(text: str) -> Iterator[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
-def sealed(record: dict[str, Any]) -> bytes:
-    """The record as JSON with a sha256 over itself: a flipped bit is found where it is read."""
-    return json.dumps(record | {"checksum": _checksum(record)}, indent=1).encode()
+def sealed(record: dict[str, Any], indent: int | None = 1) -> bytes:
+    """The record as JSON with a sha256 over itself: a flipped bit is found where it is read.
+
+    indent: None for what there are very many of. On one line writing takes a third of the time, and so does reading,
+    where the same bytes are made again: 30 us instead of 90, with 150,000 records of 10 billion rows 5 s instead of 14.
+    """
+    return json.dumps(record | {"checksum": _checksum(record)}, indent=indent).encode()
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
     """The record. Raises ValueError where its checksum does not fit."""
     record: dict[str, Any] = json.loads(data)
     content = {k: v for k, v in record.items() if k != "checksum"} if isinstance(record, dict) else {}
-    if data != sealed(content):
+    if data != sealed(content, None if b"\n" not in data else 1):
         raise ValueError("its checksum does not fit its content")
     return content
+
+
+def _interned(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with names that all records share: a job's last step holds all of them, 4 KB each without."""
+    return {intern(k): _interned(v) if isinstance(v, dict) else v for k, v in values.items()}
 
 
 def _checksum(record: dict[str, Any]) -> str:

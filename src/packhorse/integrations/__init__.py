@@ -1,0 +1,1 @@
+"""packhorse inside a pipeline that people have already: Ray Data, Spark, Daft, Polars."""

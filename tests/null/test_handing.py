@@ -1,0 +1,93 @@
+"""Who gets which shard: in order, alone after a death, never more than the window holds."""
+
+from __future__ import annotations
+
+import threading
+
+import pyarrow as pa
+import pytest
+
+from packhorse.data import Position, Shard
+from packhorse.errors import WorkerDiedError
+from packhorse.executors.handing import Handing, Task
+from packhorse.executors.lanes import Breaker
+from packhorse.executors.worker import Computed
+from packhorse.metrics import Counters
+from packhorse.readers.cut import ShardRows
+from packhorse.shard import Budget
+
+
+def task(index: int) -> Task:
+    at = Position(0, index)
+    return Task(ShardRows(Shard(index, index * 10, 10, at, at), pa.table({"text": ["a"] * 10}), {}), 0.0)
+
+
+def computed(made: Task, tokens: int = 64) -> Computed:
+    return Computed(made.rows.shard, {}, Counters(), Budget(tokens, None))
+
+
+def opened(count: int) -> tuple[Handing, list[Task]]:
+    handing, tasks = Handing(Breaker(), count), [task(i + 3) for i in range(count)]
+    for made in tasks:
+        assert handing.put(made)
+    return handing, tasks
+
+
+def test_shards_are_handed_out_in_order_two_at_a_time_and_given_on_in_order() -> None:
+    handing, tasks = opened(4)
+    held = [handing.take([], 0), handing.take(tasks[:1], 0)]
+    assert held == tasks[:2] and handing.take(tasks[:2], 0) is None
+    assert handing.take([], 0) is tasks[2]
+    handing.done(tasks[1], computed(tasks[1]), None)
+    assert handing.next_done(0) is None
+    handing.done(tasks[0], computed(tasks[0]), None)
+    for made in tasks[:2]:
+        assert handing.next_done(0) is made
+        handing.committed(made)
+    assert not handing.is_over
+
+
+def test_a_shard_whose_worker_died_is_handed_out_alone_and_ends_the_job_with_its_second() -> None:
+    handing, tasks = opened(4)
+    held = [made for made in (handing.take([], 0), handing.take(tasks[:1], 0)) if made]
+    handing.give_back(held, "was killed")
+    assert handing.take([task(0)], 0) is tasks[2]  # not beside another
+    assert handing.take([], 0) is tasks[0]
+    assert handing.take([tasks[0]], 0) is None  # nor another beside it
+    with pytest.raises(WorkerDiedError, match=r"shard 3, rows 30 to 39: two worker processes in a row .* was killed"):
+        handing.give_back([tasks[0]], "was killed")
+
+
+def test_a_shard_that_came_through_may_lose_another_worker_later() -> None:
+    handing, tasks = opened(1)
+    for _ in range(3):
+        assert handing.take([], 0) is tasks[0]
+        handing.give_back(tasks, "was killed")
+        assert handing.take([], 0) is tasks[0]
+        handing.done(tasks[0], computed(tasks[0]), None)
+        handing.again(tasks[0])
+    assert tasks[0].computed is None
+
+
+def test_no_more_shards_are_open_than_the_window_holds() -> None:
+    handing, tasks = opened(2)
+    put = threading.Thread(target=lambda: handing.put(task(5)), daemon=True)
+    put.start()
+    put.join(0.2)
+    assert put.is_alive()
+    assert handing.take([], 0) is tasks[0]
+    handing.done(tasks[0], computed(tasks[0]), None)
+    assert put.is_alive()
+    handing.committed(tasks[0])
+    put.join(5)
+    assert not put.is_alive()
+
+
+def test_a_stop_wakes_the_reader() -> None:
+    handing, _ = opened(1)
+    found: list[bool] = []
+    put = threading.Thread(target=lambda: found.append(handing.put(task(4))), daemon=True)
+    put.start()
+    handing.stop()
+    put.join(5)
+    assert found == [False] and handing.is_over and handing.take([], 0) is None
