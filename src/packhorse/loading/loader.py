@@ -28,6 +28,7 @@ from packhorse.shard import Stages
 from packhorse.stages import Generator, LoadedModel, Task, Tokenizer
 from packhorse.tokenize.limited import LimitedTokenizer
 from packhorse.tuning.candidates import Candidate
+from packhorse.tuning.precision import QUANTIZED
 
 ENOUGH_FOR_SCALES = 64  # rows
 CALIBRATED = frozenset({"int8", "fp8"})  # of values: their scales are those of the rows that were seen
@@ -240,7 +241,11 @@ class Loader:
 
     def versions(self) -> dict[str, str]:
         """Of what can change the bytes of an output."""
-        return {"packhorse": version("packhorse"), "pyarrow": pa.__version__} | self.backend.versions()
+        own = {"packhorse": version("packhorse"), "pyarrow": pa.__version__} | self.backend.versions()
+        is_quantized = self.own_precision is not None or self.settings.precision in QUANTIZED
+        if is_quantized and self.backend_name == "torch":
+            own |= self.backend.quantizer_versions()
+        return own
 
     def supported_precisions(self) -> tuple[str, ...]:
         """Those the device has instructions for."""

@@ -82,6 +82,11 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "tokenizers")}
 
 
+def quantizer_versions() -> dict[str, str]:
+    """Of the libraries that quantize, those that are installed."""
+    return {name: version(name) for name in ("bitsandbytes", "torchao") if find_spec(name) is not None}
+
+
 def best_gemm(device: str, precision: str, threads: int, seen: float) -> float | None:
     return measured.best_gemm(device, precision, threads, seen)
 
