@@ -114,8 +114,8 @@ def run(model: str | Path, input: Any, output: str | Path, *, stop: Stop | None 
         retry_errors    of a finished folder of parts compute only the rows in error, and put them in their places
         overwrite       delete what an earlier run left in the output
         progress        "none" (default here), "auto", "plain" or "json"
-        ray             "local", "auto" or "HOST:PORT": an actor of that Ray cluster for each device; ray_workers: how many
-                        at most
+        ray             "local", "auto" or "HOST:PORT": an actor of that Ray cluster for each device; ray_workers: at
+                        most so many
         price_per_hour  price of this machine in any currency; the report then says what the run cost
 
     Raises a PackhorseError; its class says what to do, its exit_code is that of the command line.

@@ -29,7 +29,8 @@ RUN_FLAGS = [
     "--offload-folder", "--on-error", "--onnx-file", "--output", "--output-format", "--output-prefix", "--overwrite",
     "--pair-column", "--plan", "--pooling", "--precision", "--price-per-hour", "--progress", "--prompt-name",
     "--provider", "--quantization", "--quantization-options", "--quiet", "--ray", "--ray-workers",
-    "--repetition-penalty", "--retry-errors", "--revision", "--scores", "--seed", "--seed-column", "--shard-rows", "--stop-strings", "--system-prompt",
+    "--repetition-penalty", "--retry-errors", "--revision", "--scores", "--seed", "--seed-column", "--shard-rows",
+    "--stop-strings", "--system-prompt",
     "--task", "--temperature", "--template", "--tensor-parallel", "--text-column", "--tokenizer",
     "--tokenizer-threads", "--tolerance", "--top-k", "--top-p", "--tune", "-o",
 ]  # fmt: skip

@@ -31,7 +31,7 @@ def predictor(model: str | Path, *, gpus: int = 0, concurrency: int | None = Non
         def __init__(self) -> None:
             self._predict = RowPredictor(model, settings, cores)
 
-        @daft.method.batch(return_dtype=daft.DataType.from_arrow_type(made))
+        @daft.method.batch(return_dtype=daft.DataType.from_arrow_type(made))  # type: ignore[untyped-decorator]
         def predict(self, texts: Any) -> Any:
             found = self._predict(_table(texts.to_arrow()))
             return pa.StructArray.from_arrays([c.combine_chunks() for c in found.columns], found.column_names).cast(

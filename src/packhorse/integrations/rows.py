@@ -133,4 +133,5 @@ def _any_length(kind: pa.DataType) -> pa.DataType:
 
 
 def _engine_settings(config: RunConfig) -> EngineConfig:
-    return EngineConfig(**config.model_dump(include=set(EngineConfig.model_fields)))
+    settings = EngineConfig(**config.model_dump(include=set(EngineConfig.model_fields)))
+    return settings.on_first_device()  # the pipeline spreads rows over devices

@@ -11,7 +11,7 @@ from packhorse.config import RunConfig
 from packhorse.devices.host import num_cores
 from packhorse.errors import UsageError
 from packhorse.executors.processes import Processes
-from packhorse.executors.ray import LOCAL, RayActors, connected
+from packhorse.executors.ray import LOCAL, ROOM_S, RayActors, connected
 from packhorse.jobs.beginning import Beginning
 from packhorse.jobs.spreading import freed, needed_columns, shared, spec_of
 from packhorse.jobs.worker import MODULE, WorkerSpec
@@ -81,6 +81,8 @@ def _actors(
         specs = [_elsewhere(begun, plan, spec) for spec in specs]
     needs = actor_needs(kind, specs[0].plan)
     say(f"{count} actors of Ray, each of {needs['num_cpus']:g} cores" + (" and a GPU" if needs["num_gpus"] else ""))
+    if not any(_has_room(node.get("Resources", {}), needs) for node in ray.nodes() if node["Alive"]):
+        say(f"no node of the cluster has as much now; waiting up to {ROOM_S / 60:.0f} minutes for one")
     keep = begun.columns.keep
     return RayActors(ray, needs, MODULE, devices, specs, needed_columns(begun), keep, say, check, one_first)
 
@@ -90,6 +92,11 @@ def _elsewhere(begun: Beginning, plan: Plan, spec: WorkerSpec) -> WorkerSpec:
     told = {"tokenizer_threads": begun.loader.settings.tokenizer_threads or plan.tokenizer_threads}
     settings = spec.settings.model_copy(update=told)
     return dataclasses.replace(spec, settings=settings, plan=plan, cores=None)
+
+
+def _has_room(node: dict[str, float], needs: dict[str, float]) -> bool:
+    """Whether a node is large enough, whatever runs on it now."""
+    return node.get("CPU", 0) >= needs["num_cpus"] and node.get("GPU", 0) >= needs["num_gpus"]
 
 
 def actor_needs(kind: str, plan: Plan) -> dict[str, float]:
