@@ -15,11 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.scale_simulation import counters_of  # noqa: E402 - bench is found by the line above
-from packhorse.data import Position, Shard  # noqa: E402
-from packhorse.metrics import Counters  # noqa: E402
-from packhorse.outputs.manifest import RunFolder  # noqa: E402
-from packhorse.outputs.records import Commit  # noqa: E402
+from bench.scale_engine import counters_of
+from packhorse.data import Position, Shard
+from packhorse.metrics import Counters
+from packhorse.outputs.manifest import RunFolder
+from packhorse.outputs.records import Commit
 
 SHARD_ROWS = 65_536
 PART_BYTES = 1

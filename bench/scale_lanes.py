@@ -18,17 +18,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import pyarrow as pa  # noqa: E402 - bench is found by the line above
+import pyarrow as pa
 
-from packhorse.data import Position, Shard  # noqa: E402
-from packhorse.executors.executor import Stop  # noqa: E402
-from packhorse.executors.process import WorkerProcess  # noqa: E402
-from packhorse.executors.processes import Processes  # noqa: E402
-from packhorse.executors.wire import Message  # noqa: E402
-from packhorse.executors.worker import Computed, Ended, Facts  # noqa: E402
-from packhorse.metrics import Counters, LiveCounters  # noqa: E402
-from packhorse.readers.cut import ShardRows  # noqa: E402
-from packhorse.shard import Budget, Budgets  # noqa: E402
+from packhorse.data import Position, Shard
+from packhorse.executors.executor import Stop
+from packhorse.executors.process import WorkerProcess
+from packhorse.executors.processes import Processes
+from packhorse.executors.wire import Message
+from packhorse.executors.worker import Computed, Ended, Facts
+from packhorse.metrics import Counters, LiveCounters
+from packhorse.readers.cut import ShardRows
+from packhorse.shard import Budget, Budgets
 
 BUDGET = Budget(16_384, None)
 SHARDS_PER_WORKER = 8

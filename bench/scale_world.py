@@ -36,6 +36,7 @@ class World:
     commit_s_per_row: float = 0.0  # of the coordinator, in its committing lane
     shard_rows: int | None = None  # None: as cut_shards does by itself
     window_factor: float = 1.0  # 1: the shards between reading and commit that processes.py allows
+    has_backups: bool = False  # what processes.py does not do: see BackedHanding
     seed: int = 0
 
     @property

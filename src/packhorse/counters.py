@@ -12,6 +12,18 @@ from packhorse.timeline import Timeline
 
 
 @dataclass
+class Transfers:
+    """Copies between the host's memory and a device's: ids in, reduced outputs back. None where both are one memory."""
+
+    host_to_device_count: int = 0
+    host_to_device_bytes: int = 0
+    device_to_host_count: int = 0
+    device_to_host_bytes: int = 0
+    pinned_bytes: int = 0  # of both ways, those from or to pinned memory
+    transfer_s: float = 0.0  # of the device's time, part of Counters.compute_s
+
+
+@dataclass
 class Counters:
     """What one shard, or many, did. Adding two gives the counters of both; times are busy seconds of a lane."""
 
@@ -31,6 +43,12 @@ class Counters:
     generated_tokens: int = 0
     near_ties: int = 0  # of generation: steps whose two best choices were too close to tell apart for sure
     flops: float = 0.0  # useful: real tokens only
+    host_to_device_count: int = 0  # this one and those below: Transfers
+    host_to_device_bytes: int = 0
+    device_to_host_count: int = 0
+    device_to_host_bytes: int = 0
+    pinned_bytes: int = 0
+    transfer_s: float = 0.0
     read_s: float = 0.0
     tokenize_s: float = 0.0
     compute_s: float = 0.0
@@ -49,6 +67,15 @@ class Counters:
             else:
                 setattr(self, item.name, mine + theirs)
         return self
+
+    @property
+    def transfers(self) -> Transfers:
+        return Transfers(**{item.name: getattr(self, item.name) for item in fields(Transfers)})
+
+    def transferred(self, more: Transfers) -> None:
+        """Adds them."""
+        for item in fields(Transfers):
+            setattr(self, item.name, getattr(self, item.name) + getattr(more, item.name))
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from packhorse.counters import Counters
+from packhorse.counters import Counters, Transfers
 from packhorse.data import Batch, BatchPlan, Float32s, RowError, Tokenized, Tokens
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
 from packhorse.histogram import by_length, shares
@@ -16,6 +17,13 @@ from packhorse.stages import LoadedModel, Output
 from packhorse.tokenize.dedup import Unique
 
 OnBatch = Callable[[int, int, int], None]  # rows, real tokens, computed tokens
+
+
+@runtime_checkable
+class Transferred(Protocol):
+    """An Output of a device with memory of its own: what was copied for it is known once its values are here."""
+
+    transfers: Transfers
 
 
 def run_batches(
@@ -28,9 +36,10 @@ def run_batches(
     errors: dict[int, RowError] = {}
     in_flight: deque[tuple[np.ndarray, Output]] = deque()
     row_computed = np.zeros(len(unique.rows), np.int64)
+    transfers = Counters()  # counted into the shard's only when all of its batches are through
 
     def collect(rows: np.ndarray, output: Output) -> None:
-        _collect(rows, output, values, errors, lambda row: _start(model, tokens, unique, row))
+        _collect(rows, output, values, errors, lambda row: _start(model, tokens, unique, row), transfers)
 
     with counters.timed("compute_s"):
         for b in range(plan.num_batches):
@@ -45,6 +54,7 @@ def run_batches(
             collect(*in_flight.popleft())
     counters.computed_tokens, counters.batches = int(row_computed.sum()), plan.num_batches
     counters.length_computed = by_length(lengths, row_computed)
+    counters.transferred(transfers.transfers)
     return values, errors
 
 
@@ -71,6 +81,7 @@ def _collect(
     values: Float32s,
     errors: dict[int, RowError],
     start: Callable[[np.ndarray], Output],
+    transfers: Counters,
 ) -> None:
     """Waits for a batch's values; its rows run one by one where the model refuses them together. A row that cannot be
     done is in errors. Raises DeviceOutOfMemoryError where several rows do not fit."""
@@ -86,8 +97,10 @@ def _collect(
             errors[int(rows[0])] = RowError("refused_by_model", str(error))
             return
         for row in rows:
-            _collect(np.array([row]), start(np.array([row])), values, errors, start)
+            _collect(np.array([row]), start(np.array([row])), values, errors, start, transfers)
         return
+    if isinstance(output, Transferred):
+        transfers.transferred(output.transfers)
     if result.shape != (len(rows), values.shape[1]):
         raise RuntimeError(
             f"the backend gave values of shape {result.shape} for {len(rows)} rows of width {values.shape[1]}"

@@ -13,11 +13,13 @@ __all__ = ["Counters", "LiveCounters", "RunReport", "activation_bytes"]
 # Of a weight. int4: half of one for a linear layer, two for an embedding, which in small models is near one for all.
 VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 1, "fp8": 1}
 VALUES_PER_LAYER = 20
+HARDLY_IDLE = 0.05  # of the wall time: a device that waited less has nothing worth naming to wait for
 DERIVED = (
     "rows", "error_rows", "rows_per_s", "tokens_per_s", "generated_tokens_per_s", "padding_efficiency", "total_s",
     "device_busy_share",
     "flops_per_s", "gemm_share", "device_flops_per_s", "device_gemm_share", "moved_bytes", "arithmetic_intensity",
-    "lanes", "limiting_stage", "lengths", "throughput", "cost", "cost_per_million_rows", "energy_j_per_row",
+    "lanes", "limiting_stage", "idle_share", "idle_cause", "pinned_share", "transfers_reason", "lengths",
+    "throughput", "cost", "cost_per_million_rows", "energy_j_per_row",
 )  # fmt: skip
 
 
@@ -103,8 +105,13 @@ class RunReport:
 
     @property
     def device_busy_share(self) -> float:
-        """Of several worker processes their mean."""
-        return self._mean_s(self.this_run.compute_s) / self.wall_s if self.wall_s else 0.0
+        """Copies not counted. Of several worker processes their mean."""
+        return self._device_s / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def _device_s(self) -> float:
+        """In which the device computed: copies between its memory and the host's left out."""
+        return self._mean_s(max(self.this_run.compute_s - self.this_run.transfer_s, 0.0))
 
     def _mean_s(self, seconds: float) -> float:
         """Of a timer to which each worker process adds."""
@@ -118,8 +125,7 @@ class RunReport:
     @property
     def device_flops_per_s(self) -> float:
         """Useful FLOP/s over the time in which the device computed; several devices together."""
-        seconds = self._mean_s(self.this_run.compute_s)
-        return self.this_run.flops / seconds if seconds else 0.0
+        return self.this_run.flops / self._device_s if self._device_s else 0.0
 
     @property
     def gemm_share(self) -> float | None:
@@ -152,9 +158,10 @@ class RunReport:
         several worker processes the mean, and what one process reads and writes for all of them."""
         c, mean = self.this_run, self._mean_s
         waits = {"wait for input": self.wait_input_s, "wait for output": self.wait_output_s}
+        copies = {"transfer": mean(c.transfer_s)} if c.transfer_s else {}
         lanes: list[tuple[str, dict[str, float], dict[str, float]]] = [
             ("read and tokenize", {"read": c.read_s, "tokenize": mean(c.tokenize_s)}, {}),
-            ("compute", {"compute": mean(c.compute_s)}, waits),
+            ("compute", {"compute": self._device_s, **copies}, waits),
             ("finish and write", {"finish": mean(c.finish_s), "write": c.write_s}, {}),
         ]
         return [self._lane(*lane) for lane in lanes] if self.wall_s else []
@@ -169,15 +176,49 @@ class RunReport:
 
     @property
     def limiting_stage(self) -> str | None:
-        """The longest stage of the busiest lane: reading, tokenizing, computing or writing. None without rows."""
+        """The longest stage of the busiest lane: reading, tokenizing, computing, transferring or writing. None without
+        rows."""
         c, mean = self.this_run, self._mean_s
         lanes: list[dict[str, float]] = [
             {"reading": c.read_s, "tokenizing": mean(c.tokenize_s)},
-            {"computing": mean(c.compute_s)},
+            {"computing": self._device_s, "transferring": mean(c.transfer_s)},
             {"writing": mean(c.finish_s) + c.write_s},
         ]
         busiest = max(lanes, key=lambda lane: sum(lane.values()))
         return max(busiest, key=lambda stage: busiest[stage]) if c.rows else None
+
+    @property
+    def idle_share(self) -> float:
+        """Of the wall time that the device waited for input or for output."""
+        return min((self.wait_input_s + self.wait_output_s) / self.wall_s, 1.0) if self.wall_s else 0.0
+
+    @property
+    def idle_cause(self) -> str | None:
+        """What the device waited for most: reading, tokenizing or writing; none where that was below HARDLY_IDLE of
+        the wall time. None without rows."""
+        c = self.this_run
+        if not c.rows:
+            return None
+        if self.idle_share < HARDLY_IDLE:
+            return "none"
+        if self.wait_output_s > self.wait_input_s:
+            return "writing"
+        return "reading" if c.read_s > self._mean_s(c.tokenize_s) else "tokenizing"
+
+    @property
+    def pinned_share(self) -> float | None:
+        """Of the bytes copied between host and device, those from or to pinned memory; None where none were."""
+        c = self.this_run
+        return _ratio(c.pinned_bytes, c.host_to_device_bytes + c.device_to_host_bytes)
+
+    @property
+    def transfers_reason(self) -> str:
+        """Why no copies between host and device are counted; empty where some are."""
+        if self.this_run.host_to_device_count or self.this_run.device_to_host_count:
+            return ""
+        if str(self.plan.get("device", "")).startswith("cpu"):
+            return "none: the device's memory is the host's"
+        return "not counted: this backend moves its inputs by itself"
 
     @property
     def lengths(self) -> list[dict[str, Any]]:

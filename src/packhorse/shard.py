@@ -50,7 +50,8 @@ class Budget:
 
 
 class Budgets:
-    """The budget of each shard: entries of (first shard it holds for, budget), in order; a later one is smaller."""
+    """The budget of each shard: entries of (first shard it holds for, budget). Of those that hold for a shard the least:
+    with several processes a later shard may have been lowered before an earlier one."""
 
     def __init__(self, entries: list[tuple[int, Budget]]) -> None:
         self._entries = entries
@@ -60,7 +61,8 @@ class Budgets:
         return list(self._entries)
 
     def at(self, shard: int) -> Budget:
-        return next(budget for first, budget in reversed(self._entries) if first <= shard)
+        holding = [budget for first, budget in self._entries if first <= shard]
+        return min(holding, key=lambda budget: (budget.max_batch_tokens, budget.batch_size or 0))
 
     def lower(self, shard: int) -> Budget:
         """Halves the budget from that shard on."""

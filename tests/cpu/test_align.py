@@ -98,6 +98,15 @@ def test_nested_containers() -> None:
     assert batch[1][1]["deep"][0].pixels.device.type == "cpu"
 
 
+def test_a_tensor_in_two_places_is_moved_once_and_stays_one() -> None:
+    tokens, pixels = ids(), torch.rand(2)
+    batch = {"input_ids": tokens, "labels": tokens, "pixels": pixels, "more": [pixels, {"targets": pixels}]}
+    found, _, moved = packhorse.align(batch, like=model())
+    assert found["input_ids"] is found["labels"] and found["pixels"] is found["more"][0]
+    assert found["more"][1]["targets"].dtype == torch.float32  # targets keep their type
+    assert [m.name for m in moved] == ["input_ids", "pixels", "more[1].targets"]
+
+
 def test_model_outputs_and_packed_sequences() -> None:
     from torch.nn.utils.rnn import pack_sequence
     from transformers.modeling_outputs import BaseModelOutput

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,15 @@ def test_only_a_loop_without_a_model() -> None:
     assert found.device == "meta"
 
 
+class WithLock:
+    """A metric of which no copy can be made."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def update(self, outputs: Any, labels: Any) -> None: ...
+
+
 def test_other_errors_are_those_of_the_code_itself() -> None:
     def step(each: Any) -> None:
         raise RuntimeError("the disk is full")
@@ -330,6 +340,8 @@ def test_other_errors_are_those_of_the_code_itself() -> None:
     assert torch.cuda.synchronize.__module__ == "torch.cuda"  # put back
     with pytest.raises(UsageError, match="Module"):
         packhorse.audit("model", batch())
+    with pytest.raises(UsageError, match=r"cannot be copied .*Give forward="):
+        packhorse.audit(meta_model(), batch(), [WithLock()])
     with pytest.raises(UsageError, match="steps=0"):
         packhorse.audit(meta_model(), batch(), steps=0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ import torch
 
 from packhorse.config import EngineConfig
 from packhorse.devices.host import cpu_precisions, num_cores
+from packhorse.doctor.examine import examine
 from packhorse.doctor.found import nvidia_driver, read_environment
 from packhorse.doctor.limits import cpu_limit, disk, limit_notes, memory_limit, numa_nodes, read_limits
 from packhorse.doctor.packages import installed, tried
@@ -103,6 +105,23 @@ def test_a_trial_works_or_says_why_not() -> None:
     assert broken.state == "broken" and "libcudart" in broken.detail and broken.command == "pip install b"
     missing = tried("a", "b", fails, "pip install b", ("no_such_package",))
     assert (missing.state, missing.command) == ("missing", "pip install b") and "no_such_package" in missing.detail
+
+
+def test_what_a_trial_prints_is_nowhere_even_from_compiled_code(capfd: pytest.CaptureFixture[str]) -> None:
+    def loud() -> str:
+        print("hello")
+        os.write(1, b"from C\n")
+        return ""
+
+    assert tried("a", "b", loud, None).state == "works"
+    print("after")
+    assert capfd.readouterr() == ("after\n", "")
+
+
+def test_a_torch_that_cannot_be_imported_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(PackhorseError, match=r"torch cannot be imported.*pip install --force-reinstall torch"):
+        examine()
 
 
 def test_what_takes_long_is_tried_when_measuring_alone() -> None:

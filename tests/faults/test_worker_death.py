@@ -75,6 +75,7 @@ def whole(null_model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
     return parts(out)
 
 
+@pytest.mark.slow
 def test_workers_killed_at_random_leave_the_output_as_it_is(
     null_model: Path, rows: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import packhorse
 from packhorse.backends import null
 from packhorse.config import EngineConfig
 from packhorse.errors import ModelError, TooManyErrorsError, UsageError
+from packhorse.executors.process import _environment
 from packhorse.outputs.records import unsealed
 from tests.models import save_null_model
 from tests.null.devices import deadline, plant, texts, workers_of, write_rows
@@ -130,7 +133,7 @@ def test_one_file_and_rows_in_memory(null_model: Path, tmp_path: Path) -> None:
     run(null_model, rows, tmp_path / "one.jsonl", **JOB)
     with packhorse.load(null_model, backend="null", devices="cpu:2", max_batch_tokens=400) as engine:
         before = engine.predict(["a film"]).to_pylist()
-        engine.run(rows, tmp_path / "many.jsonl", text_column="text", shard_rows=40)
+        engine.run(rows, str(tmp_path / "many.jsonl"), text_column="text", shard_rows=40)
         assert engine.predict(["a film"]).to_pylist() == before
     assert (tmp_path / "many.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
@@ -236,3 +239,29 @@ def test_memory_that_is_too_small_lowers_the_same_budgets_from_the_same_shards_o
     budgets = [unsealed((tmp_path / n / "_packhorse/manifest.json").read_bytes())["budgets"] for n in ("one", "many")]
     assert [tokens for _, tokens, _ in budgets[0]] == [1_500, 750, 375, 187]
     assert budgets[1][-1] == budgets[0][-1]
+
+
+def test_a_worker_that_still_loads_is_not_waited_for_at_the_end(
+    null_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first worker leaves a mark; the one that begins after it would take longer than the deadline."""
+    code = f"""
+import os, time
+try:
+    os.close(os.open({str(tmp_path / "first")!r}, os.O_CREAT | os.O_EXCL))
+except FileExistsError:
+    time.sleep(1_000)
+"""
+    plant(monkeypatch, tmp_path / "site", code)
+    monkeypatch.setattr("packhorse.executors.processes.END_S", 1_000.0)
+    report = run(null_model, {"text": texts(200)}, tmp_path / "out", devices="cpu:2", **JOB)
+    assert sorted(worker["rows"] for worker in report.workers) == [0, 200]
+
+
+def test_workers_find_modules_where_this_process_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of sys.path an import passes over what is no string, and takes "" for the current folder."""
+    (tmp_path / "beside.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", Path("/nowhere"), *sys.path])
+    code = "import beside, packhorse"
+    assert subprocess.run([sys.executable, "-P", "-c", code], env=_environment(), check=False).returncode == 0

@@ -14,7 +14,7 @@ from packhorse.executors.lanes import Breaker
 from packhorse.executors.worker import Computed
 from packhorse.metrics import Counters
 from packhorse.readers.cut import ShardRows
-from packhorse.shard import Budget
+from packhorse.shard import Budget, Budgets
 
 
 def task(index: int) -> Task:
@@ -91,3 +91,11 @@ def test_a_stop_wakes_the_reader() -> None:
     handing.stop()
     put.join(5)
     assert found == [False] and handing.is_over and handing.take([], 0) is None
+
+
+def test_a_budget_lowered_for_a_later_shard_is_not_raised_by_an_earlier_one() -> None:
+    """Else a worker that waits for less than it had may see just that again, and wait forever."""
+    budgets = Budgets([(0, Budget(64, 8))])
+    assert [budgets.lower(shard).max_batch_tokens for shard in (7, 7, 5)] == [32, 16, 32]
+    assert [budgets.at(shard).max_batch_tokens for shard in (4, 5, 6, 7, 8)] == [64, 32, 32, 16, 16]
+    assert budgets.lower(6).max_batch_tokens == 16 and budgets.at(7) == Budget(16, 2)

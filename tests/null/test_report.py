@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from packhorse.errors import DamagedError, UsageError
+from packhorse.metrics import Counters, RunReport
 from packhorse.outputs.records import sealed, unsealed
+from packhorse.report.text import summary_lines
 from tests.models import word_piece_tokenizer
 from tests.null.reference import MAX_LENGTH, some_texts
 from tests.null.report_page import check_figures
 from tests.null.runs import run, run_until_stopped
+from tests.null.stages import run_on_device
 
 TEXTS = some_texts(300)
 
@@ -73,6 +77,46 @@ def test_the_lanes_account_for_the_wall_time(null_model: Path, tmp_path: Path) -
         assert lane["busy_share"] == pytest.approx(sum(s["share"] for s in lane["stages"] if s["is_busy"]))
     assert report["limiting_stage"] in ("reading", "tokenizing", "computing", "writing")
     assert report["limiting_stage"] in html.lower()
+
+
+def test_the_forward_lane_adds_up_over_some_seconds(null_model: Path, tmp_path: Path) -> None:
+    """What is waited for and computed is the wall time, before `other` takes the rest."""
+    report = run_on_device(
+        null_model, {"text": [f"a b {i}" for i in range(1_000)]}, tmp_path, before_batch=lambda _: time.sleep(0.1),
+        shard_rows=250, batch_size=40, batching="fixed", dedup=False,
+    )  # fmt: skip
+    assert report.wall_s > 2.5
+    stages = {stage["name"]: stage["seconds"] for stage in report.lanes[1]["stages"]}
+    assert set(stages) == {"compute", "wait for input", "wait for output", "other"}
+    assert stages.pop("other") <= 0.05 * report.wall_s
+    assert sum(stages.values()) == pytest.approx(report.wall_s, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "seconds, waits, cause",
+    [({"read_s": 6.0, "tokenize_s": 1.0}, (5.0, 0.2), "reading"), ({"tokenize_s": 6.0}, (5.0, 0.2), "tokenizing"),
+     ({"write_s": 6.0}, (0.2, 5.0), "writing"), ({"read_s": 6.0}, (0.2, 0.2), "none")],
+)  # fmt: skip
+def test_what_the_device_waited_for_is_named(seconds: dict[str, float], waits: tuple[float, float], cause: str) -> None:
+    counters = Counters(rows=9, real_tokens=90, computed_tokens=90, batches=1, compute_s=4.0)
+    for name, value in seconds.items():
+        setattr(counters, name, value)
+    plan = {"device": "cpu", "task": "x", "precision": "fp32", "alternatives": []}
+    report = RunReport("out", "finished", plan, counters, counters, wall_s=10.0, shards=1,
+                       wait_input_s=waits[0], wait_output_s=waits[1])  # fmt: skip
+    assert report.idle_cause == cause
+    text = "\n".join(summary_lines(report))
+    assert ("hardly idle" if cause == "none" else f"mostly for {cause}") in text
+
+
+def test_the_page_says_how_long_the_device_waited_and_that_nothing_is_copied(null_model: Path, tmp_path: Path) -> None:
+    run(null_model, {"text": TEXTS}, tmp_path, shard_rows=20)
+    report, html = saved(tmp_path)
+    share = (report["wait_input_s"] + report["wait_output_s"]) / report["wall_s"]
+    assert report["idle_share"] == pytest.approx(min(share, 1.0))
+    assert ("waiting mostly for" in html) == (report["idle_cause"] != "none")
+    assert "none: the device&#39;s memory is the host&#39;s" in html
+    check_figures(html, report)
 
 
 def test_samples_and_commits_end_at_the_totals(null_model: Path, tmp_path: Path) -> None:
@@ -146,7 +190,8 @@ def test_records_from_before_lengths_were_counted_still_load(null_model: Path, t
     assert run_until_stopped(null_model, {"text": TEXTS}, tmp_path, 8, shard_rows=30)
     for path in (tmp_path / "_packhorse/shards").glob("*.json"):
         record = unsealed(path.read_bytes())
-        record["counters"] = {k: v for k, v in record["counters"].items() if not k.startswith("length_")}
+        newer = ("length_", "host_to_device", "device_to_host", "pinned_")
+        record["counters"] = {k: v for k, v in record["counters"].items() if not k.startswith(newer)}
         path.write_bytes(sealed(record))
     report = run(null_model, {"text": TEXTS}, tmp_path, shard_rows=30)
     assert sum(report.counters.length_rows.values()) < report.rows == len(TEXTS)

@@ -55,10 +55,14 @@ def align(batch: Any, metrics: Any = None, *, like: nn.Module | torch.Tensor | t
     """
     device, dtype = _wanted(like)
     moved: list[Moved] = []
+    done: dict[tuple[int, torch.dtype], torch.Tensor] = {}  # one tensor in two places stays one
 
     def move(name: str, tensor: torch.Tensor) -> torch.Tensor:
         floats = tensor.dtype.is_floating_point and dtype is not None and not is_target(name)
-        result = _moved_to(name, tensor, device, dtype if floats and dtype else tensor.dtype)
+        wanted = dtype if floats and dtype else tensor.dtype
+        if (id(tensor), wanted) in done:
+            return done[id(tensor), wanted]
+        result = done[id(tensor), wanted] = _moved_to(name, tensor, device, wanted)
         if result is not tensor:
             moved.append(_told(name, tensor, result))
         return result

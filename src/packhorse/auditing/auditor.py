@@ -60,7 +60,7 @@ def audit(
     if steps < 1:
         raise UsageError(f"audit(steps={steps}): has to be 1 or more")
     target = _target(module, batch, device)
-    own = copy.deepcopy(metrics_of(metrics)) if forward is None and module is not None else metrics_of(metrics)
+    own = _copied(metrics) if forward is None and module is not None else metrics_of(metrics)
     tensors = _all_tensors(module, batch, own)
     ran = _ran(step or _model_step(module, own), batch, own, module, _Setting(target.device, tensors, steps, device))
     copies, waits = add_up(ran.events, max(ran.steps, 1))
@@ -76,6 +76,17 @@ def audit(
         findings=tuple(_once(findings)), placement=tuple(placed(t) for t in tensors), copies=copies, waits=waits,
         device_traffic=ran.traffic, notes=tuple(ran.notes),
     )  # fmt: skip
+
+
+def _copied(metrics: Any) -> dict[str, Any]:
+    """Those of the caller are not to count our batches."""
+    try:
+        return copy.deepcopy(metrics_of(metrics))
+    except TypeError as error:  # a lock, a file: no copy of them can be made
+        raise UsageError(
+            f"audit(metrics=...): they are updated on copies, and cannot be copied ({error}). Give forward=, the body "
+            "of your own loop: then they are only looked at"
+        ) from error
 
 
 def _once(findings: list[Finding]) -> list[Finding]:

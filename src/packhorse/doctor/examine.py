@@ -15,6 +15,7 @@ from packhorse.doctor.found import find_devices, library_versions, read_environm
 from packhorse.doctor.limits import limit_notes, read_limits
 from packhorse.doctor.placing import place_model
 from packhorse.doctor.trials import check_all
+from packhorse.errors import PackhorseError
 from packhorse.machine import accelerators, read_machine
 
 PRECISIONS = ("fp32", "bf16", "fp16")  # of which torch has matrix products that are timed
@@ -27,9 +28,11 @@ def examine(
     """settings: of a model, to look at too. measure: times the device's ceilings, and imports packages that take long.
     environment: variables as they were before the doctor set them.
 
-    Raises UsageError, ModelError or HostileModelError where the model cannot be read.
+    Raises UsageError, ModelError or HostileModelError where the model cannot be read, PackhorseError where torch cannot
+    be imported.
     """
     start = time.perf_counter()
+    _import_torch()
     limits = read_limits()
     model = None if settings is None else place_model(settings, limits["cgroup_memory_bytes"])
     device = torch_backend.choose_device(EngineConfig(model=""))
@@ -40,6 +43,17 @@ def examine(
         ceilings=tuple(_ceilings([d.name for d in devices], measure)), checks=tuple(check_all(device, measure)),
         environment=variables, notes=notes, elapsed_s=time.perf_counter() - start, model=model,
     )  # fmt: skip
+
+
+def _import_torch() -> None:
+    """Devices are seen through it: where it is broken, that is the finding."""
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:
+        raise PackhorseError(
+            f"torch cannot be imported, and nothing runs without it: {error}. `pip install --force-reinstall torch` "
+            "brings it anew; builds for other versions of CUDA are at https://pytorch.org/get-started/locally"
+        ) from error
 
 
 def _ceilings(devices: list[str], measure: bool) -> Iterator[dict[str, Any]]:

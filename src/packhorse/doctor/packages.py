@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import io
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
@@ -70,7 +72,26 @@ def _silent() -> Iterator[None]:
     nowhere, before = io.StringIO(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with _compiled_silent(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _compiled_silent() -> Iterator[None]:
+    """What compiled code prints goes by sys.stdout, to the file descriptor itself: --json would be no JSON."""
+    sys.stdout.flush()
+    try:
+        before = os.dup(1)
+    except OSError:  # a process without a standard output
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)

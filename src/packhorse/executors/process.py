@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any
 
 from packhorse.executors.handing import Task
@@ -120,5 +121,6 @@ class WorkerProcess:
 
 def _environment() -> dict[str, str]:
     """Modules come from where ours come from; OpenMP's threads sleep while they wait, as in the command line."""
-    path = os.pathsep.join(entry for entry in sys.path if entry)
+    # "" is the current folder; imports pass over entries that are no strings.
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path if isinstance(entry, str))
     return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PYTHONPATH": path}

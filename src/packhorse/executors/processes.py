@@ -89,12 +89,12 @@ class Processes:
         return SharedRun(self, budgets, commit, lower, live, stop).run(shards)
 
     def close(self) -> None:
-        """Ends the processes that are left."""
+        """Ends the processes that are left; one that still loads its model would hear of it only afterwards."""
         deadline_s = time.monotonic() + END_S
         for worker in self._left:
             worker.send("close")
         for worker in self._left:
-            worker.close(deadline_s)
+            worker.close(deadline_s if worker.facts is not None else 0)
         self._left = []
 
     def kill(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,14 @@ def with_predictions(batch: Any, predict: RowPredictor) -> Any:
         made = predict(batch)
         return pa.table([*batch.columns, *made.columns], schema=pa.schema([*batch.schema, *made.schema]))
     if isinstance(batch, dict):
+        predict.check_names(batch)
         columns = {name: values for name, values in batch.items() if np.ndim(values) == 1}
-        made = predict(*table_of(columns))
+        made = predict(*table_of(_needed(columns, predict)))
         return batch | {name: _array(made[name]) for name in made.column_names}
     if hasattr(batch, "assign"):
-        made = predict(*table_of({str(name): batch[name] for name in batch.columns}))
+        predict.check_names(map(str, batch.columns))
+        once = batch.columns[~batch.columns.duplicated(keep=False)]
+        made = predict(*table_of(_needed({str(name): batch[name] for name in once}, predict)))
         return batch.assign(**{name: _series(made[name], batch.index) for name in made.column_names})
     raise UsageError(
         f"a batch of type {type(batch).__name__}: legal are a pyarrow.Table, a pandas.DataFrame and a dict of arrays; "
@@ -37,10 +41,21 @@ def with_predictions(batch: Any, predict: RowPredictor) -> Any:
     )
 
 
+def _needed(columns: dict[str, Any], predict: RowPredictor) -> dict[str, Any]:
+    """Of the first batch all, since it decides which they are."""
+    reads = predict.reads
+    return columns if reads is None else {name: values for name, values in columns.items() if name in reads}
+
+
 def table_of(columns: dict[str, Any]) -> tuple[pa.Table, Errors]:
-    """Columns of numpy or pandas as a table, and rows whose text is none."""
+    """Columns of numpy or pandas as a table, and rows whose text is none. Objects for which Arrow has no type are no
+    texts: their columns are not in it."""
     errors: Errors = {}
-    return pa.table({name: _column(values, errors) for name, values in columns.items()}), errors
+    found = {}
+    for name, values in columns.items():
+        with contextlib.suppress(pa.ArrowException):
+            found[name] = _column(values, errors)
+    return pa.table(found), errors
 
 
 def _column(values: Any, errors: Errors) -> pa.Array:

@@ -42,6 +42,8 @@ def predictor(model: str | Path, *, gpus: int = 0, concurrency: int | None = Non
 
 
 def _table(texts: pa.Array) -> pa.Table:
+    if pa.types.is_null(texts.type):
+        texts = texts.cast(pa.large_string())
     if pa.types.is_struct(texts.type):
         return pa.Table.from_struct_array(texts)
     if pa.types.is_large_string(texts.type) or pa.types.is_string(texts.type):

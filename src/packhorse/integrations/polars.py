@@ -36,6 +36,8 @@ class Predictor:
         """
         import polars
 
+        if texts.dtype in (polars.Null, polars.Categorical, polars.Enum):
+            texts = texts.cast(polars.String)
         if texts.dtype == polars.Struct:
             frame = texts.struct.unnest()
         elif texts.dtype == polars.String:

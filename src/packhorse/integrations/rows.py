@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from packhorse.loading import Loader
 from packhorse.loading.choosing import Texts, choose
 from packhorse.loading.loader import CALIBRATED
 from packhorse.plans import Plan
-from packhorse.readers.columns import normalized
+from packhorse.readers.columns import is_text, normalized
 from packhorse.readers.cut import ShardRows
 from packhorse.readers.table import TableReader
 from packhorse.selection import Columns, choose_columns
@@ -46,10 +47,25 @@ class RowPredictor:
         self._plan: Plan = choose(self._loader, 0, Texts("", None), is_job=False).plan
         self._columns: Columns | None = None
         self._stages: Stages | None = None
+        self._one_at_a_time = threading.RLock()  # Polars runs expressions in threads, and an engine serves one call
+
+    @property
+    def reads(self) -> tuple[str, ...] | None:
+        """The columns that it makes its inputs of; None before the first batch, which decides them."""
+        found = self._columns
+        return None if found is None else tuple(dict.fromkeys([*found.reads, *found.texts]))
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises UsageError where one of a batch's columns is named like one of the output."""
+        made = {field.name for field in self.fields()}
+        taken = [name for name in names if name in made]
+        if taken:
+            raise UsageError(f"the rows have a column {taken[0]!r}, and so has the output: give output_prefix='p_'")
 
     def fields(self) -> list[pa.Field]:
         """Of the columns that are made: the predictions, then error."""
-        width = self._loader.any_model(self._plan.precision).reduction.width
+        with self._one_at_a_time:
+            width = self._loader.any_model(self._plan.precision).reduction.width
         return output_fields(self._loader.task, width, self.config.output_prefix)
 
     def __call__(self, rows: pa.Table, errors: Mapping[int, RowError] | None = None) -> pa.Table:
@@ -57,14 +73,15 @@ class RowPredictor:
 
         Raises UsageError for a column that is not there, and where one is named like an output column.
         """
-        reader = TableReader(rows)
-        stages = self._ready(reader)
-        assert self._columns is not None
-        wanted = list(dict.fromkeys([*self._columns.reads, *self._columns.texts]))
-        table = rows.select(wanted)
-        table, broken = normalized(table, self._columns.texts)
-        budget = Budget(self._plan.max_batch_tokens, self._plan.batch_size)
-        return predict(ShardRows.of(table, broken | dict(errors or {})), stages, budget)
+        self.check_names(rows.column_names)
+        with self._one_at_a_time:
+            rows = self._with_texts(rows)
+            stages = self._ready(rows)
+            assert self._columns is not None and self.reads is not None
+            self._check_columns(rows, self.reads, self._columns.texts)
+            table, broken = normalized(rows.select(self.reads), self._columns.texts)
+            budget = Budget(self._plan.max_batch_tokens, self._plan.batch_size)
+            return predict(ShardRows.of(table, broken | dict(errors or {})), stages, budget)
 
     def close(self) -> None:
         """Frees the model and the tokenizer's threads."""
@@ -72,14 +89,31 @@ class RowPredictor:
             self._stages.tokenizer.close()
         self._loader.close()
 
-    def _ready(self, reader: TableReader) -> Stages:
+    def _with_texts(self, rows: pa.Table) -> pa.Table:
+        """A column of texts that is null in a whole batch, or has no rows in it, may come as one of another type."""
+        named = self.reads or (self.config.text_column, self.config.pair_column)
+        has_text = any(is_text(field.type) for field in rows.schema)
+        for at, field in enumerate(rows.schema):
+            is_one = not rows.num_rows or pa.types.is_null(field.type)
+            if is_one and not is_text(field.type) and (field.name in named or not has_text):
+                rows = rows.set_column(at, field.name, pa.nulls(rows.num_rows, pa.large_string()))
+        return rows
+
+    def _check_columns(self, rows: pa.Table, reads: Sequence[str], texts: Sequence[str]) -> None:
+        """Of a batch that is not the first: Arrow would make texts of numbers without a word."""
+        absent = [name for name in reads if name not in rows.column_names]
+        if absent:
+            there = ", ".join(rows.column_names) or "none"
+            raise UsageError(f"a batch has no column {absent[0]!r}, which the first one had; its columns: {there}")
+        for name in texts:
+            if not is_text(rows[name].type):
+                raise UsageError(f"a batch has {rows[name].type} in the column {name!r}; in the first one it was text")
+
+    def _ready(self, rows: pa.Table) -> Stages:
         """The stages for these columns, made at the first batch."""
-        taken = [field.name for field in self.fields() if field.name in reader.schema().names]
-        if taken:
-            raise UsageError(f"the rows have a column {taken[0]!r}, and so has the output: give output_prefix='p_'")
         if self._stages is None:
             about = self._loader.description
-            columns = choose_columns(self.config, self._loader.task, about, reader, datetime.now())
+            columns = choose_columns(self.config, self._loader.task, about, TableReader(rows), datetime.now())
             plan = self._plan.model_copy(update={"text_column": columns.text, "pair_column": columns.pair})
             self._columns = columns
             self._stages = self._loader.stages(

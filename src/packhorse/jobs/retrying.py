@@ -145,5 +145,6 @@ def _counters(old: Commit, done: Counters) -> dict[str, object]:
         generated_tokens=done.generated_tokens, near_ties=done.near_ties,
         notes=done.notes,
     )  # fmt: skip
+    merged.transferred(done.transfers)
     merged.errors = dict(done.errors)
     return merged.deterministic()

@@ -120,8 +120,8 @@ def rows_of_ranges(text: str) -> Iterator[int]:
 def sealed(record: dict[str, Any], indent: int | None = 1) -> bytes:
     """The record as JSON with a sha256 over itself: a flipped bit is found where it is read.
 
-    indent: None for what there are very many of. On one line writing takes a third of the time, and so does reading,
-    where the same bytes are made again: 30 us instead of 90, with 150,000 records of 10 billion rows 5 s instead of 14.
+    indent: None for what there are very many of: a record on one line is read in 33 us instead of 53, since reading
+    makes the same bytes again.
     """
     return json.dumps(record | {"checksum": _checksum(record)}, indent=indent).encode()
 

@@ -103,6 +103,7 @@ def summary_lines(report: RunReport) -> list[str]:
                 else [("padding", f"{report.padding_efficiency:.1%} of computed tokens are real")]
             ),
             ("device", _device(report)),
+            ("transfers", _transfers(report)),
             ("memory", f"{size(report.peak_bytes)} peak" + _device_memory(report)),
         ]
     if report.html_path:
@@ -125,7 +126,8 @@ def _written(report: RunReport) -> list[tuple[str, str]]:
 
 def _lanes(report: RunReport) -> str:
     """Where the device's lane was when it did not compute."""
-    return f"waited {duration(report.wait_input_s)} for input, {duration(report.wait_output_s)} for output"
+    waited = f"waited {duration(report.wait_input_s)} for input, {duration(report.wait_output_s)} for output"
+    return f"{waited}: " + ("hardly idle" if report.idle_cause == "none" else f"mostly for {report.idle_cause}")
 
 
 def _device(report: RunReport) -> str:
@@ -137,6 +139,23 @@ def _device(report: RunReport) -> str:
         return f"{busy}, {useful}"
     best = f"{report.gemm_share:.0%} of the best matrix product here ({report.gemm_flops_per_s / 1e9:,.0f})"
     return f"{busy}, {useful} = {best}"
+
+
+def _transfers(report: RunReport) -> str:
+    """Copies between the host's memory and the device's."""
+    c = report.this_run
+    if report.pinned_share is None:
+        return report.transfers_reason
+    pinned = {0.0: "", 1.0: ", pinned"}.get(report.pinned_share, f", {report.pinned_share:.0%} of all bytes pinned")
+    copies_in = f"{c.host_to_device_count:,} copies in ({copied(c.host_to_device_bytes)}{pinned})"
+    copies_out = f"{c.device_to_host_count:,} out ({copied(c.device_to_host_bytes)})"
+    return f"{copies_in}, {copies_out}, {c.transfer_s:.2f} s of the device's time"
+
+
+def copied(num_bytes: int) -> str:
+    """12.3 MB, 512 B: decimal, as rates of copying are told."""
+    powers = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+    return next((f"{num_bytes / one:,.1f} {unit}" for unit, one in powers if num_bytes >= one), f"{num_bytes} B")
 
 
 def _device_memory(report: RunReport) -> str:

@@ -9,14 +9,17 @@ import torch
 
 from packhorse.backends.torch.attention import Pinned
 from packhorse.backends.torch.reduce import Reducer
+from packhorse.backends.torch.transfers import Copies, Plain
 from packhorse.backends.torch.weights import pad_id
-from packhorse.data import Batch, Int64s
+from packhorse.data import Batch, Int64s, offsets_of
 from packhorse.packing.heads import PackedModel, Reads, position_table
-from packhorse.packing.pack import make_pack, row_positions
+from packhorse.packing.pack import Pack, row_positions, runs_of
 
 
 class Layout(Protocol):
-    def __call__(self, batch: Batch) -> torch.Tensor: ...  # [rows, width] float32, on the device
+    """copies: of this forward; None: plain ones, which nobody counts."""
+
+    def __call__(self, batch: Batch, copies: Copies | None = None) -> torch.Tensor: ...  # [rows, width] float32, there
     def computed_tokens(self, lengths: Int64s) -> int: ...
 
 
@@ -25,26 +28,36 @@ class Padded:
         self._model, self._reducer, self._device, self._pinned = model, reducer, device, Pinned(attention)
         self._pad_id = pad_id(model.config)
 
-    def __call__(self, batch: Batch) -> torch.Tensor:
+    def __call__(self, batch: Batch, copies: Copies | None = None) -> torch.Tensor:
+        inputs, lengths = self._moved(batch, copies)
         with torch.inference_mode(), self._pinned:
-            values: torch.Tensor = self._reducer(self._model(**self.inputs(batch)), self._lengths(batch))
+            values: torch.Tensor = self._reducer(self._model(**inputs), lengths)
         return values
 
     def computed_tokens(self, lengths: Int64s) -> int:
         return int(lengths.max(initial=0)) * len(lengths)
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The model's keyword arguments."""
+        return self._moved(batch, None)[0]
+
+    def _moved(
+        self, batch: Batch, copies: Copies | None, apart: bool = False
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The model's keyword arguments, and the rows' lengths [rows], on the device."""
+        arrays = self._arrays(batch) | {"lengths": batch.tokens.lengths}
+        moved = (copies or Plain(self._device)).to_device(arrays, apart)
+        return moved, moved.pop("lengths")
+
+    def _arrays(self, batch: Batch) -> dict[str, np.ndarray]:
         """input_ids, and attention_mask only where there is padding: SDPA without a mask is faster."""
         ids, mask, type_ids = batch.padded(self._pad_id)
-        inputs = {"input_ids": to_device(ids, self._device)}
+        arrays: dict[str, np.ndarray] = {"input_ids": ids}
         if not mask.all():
-            inputs["attention_mask"] = to_device(mask.astype(np.int64), self._device)
+            arrays["attention_mask"] = mask.astype(np.int64)
         if type_ids is not None:
-            inputs["token_type_ids"] = to_device(type_ids, self._device)
-        return inputs
-
-    def _lengths(self, batch: Batch) -> torch.Tensor:
-        return to_device(batch.tokens.lengths, self._device)
+            arrays["token_type_ids"] = type_ids
+        return arrays
 
 
 class Compiled(Padded):
@@ -56,16 +69,18 @@ class Compiled(Padded):
         options = {"freezing": True} if device == "cpu" else None
         self._compiled = torch.compile(model, dynamic=True, options=options)
 
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        inputs = self.inputs(batch)  # made out here: tensors of inference mode are compiled for anew
+    def __call__(self, batch: Batch, copies: Copies | None = None) -> torch.Tensor:
+        # Made out here: tensors of inference mode are compiled for anew. Apart: where a view begins in its memory is
+        # one more thing that compiled code may hold fast.
+        inputs, lengths = self._moved(batch, copies, apart=True)
         with torch.inference_mode(), self._pinned:
-            values: torch.Tensor = self._reducer(self._compiled(**inputs), self._lengths(batch))
+            values: torch.Tensor = self._reducer(self._compiled(**inputs), lengths)
         return values
 
-    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _arrays(self, batch: Batch) -> dict[str, np.ndarray]:
         """Always with a mask, for without one the code is another."""
-        inputs = super().inputs(batch)
-        return inputs | {"attention_mask": inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))}
+        arrays = super()._arrays(batch)
+        return arrays | {"attention_mask": arrays.get("attention_mask", np.ones_like(arrays["input_ids"]))}
 
 
 class Packed:
@@ -76,20 +91,33 @@ class Packed:
         table = position_table(model)
         self._padding_idx = None if table is None else table.padding_idx
 
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        tokens = batch.tokens
-        pack = make_pack(tokens.lengths, self._device, self._kernel)
-        types = None if tokens.type_ids is None else to_device(tokens.type_ids.astype(np.int64), self._device)
-        positions = to_device(row_positions(tokens.ids, tokens.lengths, self._padding_idx), self._device)
+    def __call__(self, batch: Batch, copies: Copies | None = None) -> torch.Tensor:
+        moved = (copies or Plain(self._device)).to_device(self._arrays(batch))
+        pack = self._pack(batch.tokens.lengths, moved)
         with torch.inference_mode():
-            ids = to_device(tokens.ids.astype(np.int64), self._device)
-            hidden = self._model.hidden(ids, types, positions, pack)
-            return self._reducer.packed(hidden, pack, lambda: self._model.head(hidden, pack, ids))
+            hidden = self._model.hidden(moved["ids"], moved.get("type_ids"), moved["positions"], pack)
+            return self._reducer.packed(hidden, pack, lambda: self._model.head(hidden, pack, moved["ids"]))
 
     def computed_tokens(self, lengths: Int64s) -> int:
         return int(lengths.sum())
 
+    def _arrays(self, batch: Batch) -> dict[str, np.ndarray]:
+        tokens = batch.tokens
+        arrays: dict[str, np.ndarray] = {
+            "ids": tokens.ids.astype(np.int64),
+            "positions": row_positions(tokens.ids, tokens.lengths, self._padding_idx),
+            "lengths": np.ascontiguousarray(tokens.lengths, np.int64),
+            "cu_seqlens": offsets_of(tokens.lengths).astype(np.int32),
+        }
+        return arrays if tokens.type_ids is None else arrays | {"type_ids": tokens.type_ids.astype(np.int64)}
+
+    def _pack(self, lengths: Int64s, moved: dict[str, torch.Tensor]) -> Pack:
+        """As make_pack makes it, of what was moved with the ids."""
+        runs = () if moved["ids"].is_cuda else runs_of(lengths, offsets_of(lengths))
+        return Pack(runs, moved["lengths"], moved["cu_seqlens"], int(lengths.max(initial=0)), self._kernel)
+
 
 def to_device(array: np.ndarray, device: str) -> torch.Tensor:
+    """Outside a forward of values: nobody counts it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor.to(device)

@@ -17,7 +17,7 @@ from packhorse.backends.torch.quantization.choice import QUANTIZED
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import max_positions
-from packhorse.backends.torch.workers import PendingValues, Values, Workers
+from packhorse.backends.torch.workers import Workers
 from packhorse.data import Batch, Float32s, Int64s, Tokens
 from packhorse.devices.gemm import DTYPES
 from packhorse.errors import BatchRefusedError, ModelError
@@ -27,6 +27,7 @@ from packhorse.packing.heads import READS, Reads
 from packhorse.packing.linear import is_available
 from packhorse.packing.prepack import prepack
 from packhorse.packing.probe import TOLERANCE, error, probe_rows
+from packhorse.stages import Output
 
 # Largest difference between a row alone and in a padded batch, as a share of the largest value.
 PARITY = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}
@@ -65,7 +66,7 @@ class TorchModel:
     def computed_tokens(self, lengths: Int64s) -> int:
         return self._layout.computed_tokens(lengths)
 
-    def forward(self, batch: Batch) -> PendingValues | Values:
+    def forward(self, batch: Batch) -> Output:
         return self._workers.submit(self._layout, batch)
 
     def peak_bytes(self) -> int | None:

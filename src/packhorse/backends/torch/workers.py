@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from packhorse.backends.torch.transfers import Accelerator, Copies, Landing, Plain, Staging
 from packhorse.data import Batch, Float32s
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
 
@@ -23,24 +24,28 @@ MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_KEPT = 32 * 2**20
 
-Compute = Callable[[Batch], torch.Tensor]
+Compute = Callable[[Batch, Copies], torch.Tensor]
 
 
 class Workers:
     def __init__(self, device: str, count: int, threads: int) -> None:
         """count: of workers, each with `threads` threads inside an operator. One worker is the caller itself."""
         self._device, self._threads = device, threads
+        self._staging = None if device == "cpu" else Staging(Accelerator(device))
         if device == "cpu":
             keep_freed_memory()
         self._pool = ThreadPoolExecutor(count, "forward", self._set_threads) if count > 1 else None
 
-    def submit(self, compute: Compute, batch: Batch) -> PendingValues | Values:
+    def submit(self, compute: Compute, batch: Batch) -> PendingValues | Values | Landing:
         """Raises, here or when the values are asked for, DeviceOutOfMemoryError where the batch does not fit and
         BatchRefusedError where the model refuses its ids."""
         if self._pool is not None:
-            return PendingValues(self._pool.submit(_guarded, compute, batch, self._device))
+            return PendingValues(self._pool.submit(_guarded, compute, batch, Plain(self._device), self._device))
         self._set_threads()
-        return Values(_guarded(compute, batch, self._device))
+        if self._staging is None:
+            return Values(_guarded(compute, batch, Plain(self._device), self._device))
+        crossing = self._staging.crossing()
+        return crossing.to_host(_guarded(compute, batch, crossing, self._device))
 
     def close(self) -> None:
         if self._pool is not None:
@@ -73,27 +78,19 @@ class PendingValues:
 
 
 class Values:
-    """Values that may still be on their way: on CUDA the copy to pinned memory was only begun."""
+    """Values that are here."""
 
     def __init__(self, values: torch.Tensor) -> None:
-        self._event = None
         self._values = values
-        if values.is_cuda:
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(values.device))
 
     def numpy(self) -> Float32s:
-        if self._event is not None:
-            self._event.synchronize()
-        values: Float32s = self._values.cpu().numpy()
+        values: Float32s = self._values.numpy()
         return values
 
 
-def _guarded(compute: Compute, batch: Batch, device: str) -> torch.Tensor:
+def _guarded(compute: Compute, batch: Batch, copies: Copies, device: str) -> torch.Tensor:
     try:
-        return compute(batch)
+        return compute(batch, copies)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not any(w in str(error) for w in MEMORY_WORDS):
             raise
