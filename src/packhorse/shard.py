@@ -50,8 +50,8 @@ class Budget:
 
 
 class Budgets:
-    """The budget of each shard: entries of (first shard it holds for, budget). Of those that hold for a shard the least:
-    with several processes a later shard may have been lowered before an earlier one."""
+    """The budget of each shard: entries of (first shard it holds for, budget). Of those that hold for a shard the
+    least: with several processes a later shard may have been lowered before an earlier one."""
 
     def __init__(self, entries: list[tuple[int, Budget]]) -> None:
         self._entries = entries

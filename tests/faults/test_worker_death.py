@@ -180,6 +180,7 @@ def ended(workers: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(workers, timeout=10)[1]
 
 
+@pytest.mark.slow
 def test_a_killed_coordinator_leaves_no_worker_behind(
     null_model: Path, rows: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

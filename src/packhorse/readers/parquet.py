@@ -147,9 +147,10 @@ def _kind(field: pa.Field) -> str:
 
 
 def _opened(address: str, footer: Any) -> Any:
-    """A remote file gives the parts of it that hold the columns asked for, near ones together."""
+    """A remote file gives the parts of it that hold the columns asked for, near ones together. Of a local one that
+    would keep all that was read: 74 bytes a row."""
     if not is_remote(address):
-        return pq.ParquetFile(address, page_checksum_verification=True)
+        return pq.ParquetFile(address, pre_buffer=False, page_checksum_verification=True)
     bytes_of = open_file(address, is_sequential=False)
     return pq.ParquetFile(bytes_of, metadata=footer, pre_buffer=True, page_checksum_verification=True)
 
