@@ -101,9 +101,11 @@ def save(path: Path, rows: list[str | None]) -> Path:
 @pytest.mark.parametrize(
     ("name", "devices", "settings"),
     [
-        ("in.parquet", "cpu:2", {}),
+        pytest.param("in.parquet", "cpu:2", {}, marks=pytest.mark.slow),
         ("in.parquet", "cpu:3", {"keep": (), "limit": 333}),
-        ("in.parquet", "cpu,cpu", {"dedup": False, "output_prefix": "p_", "scores": "all"}),
+        pytest.param(
+            "in.parquet", "cpu,cpu", {"dedup": False, "output_prefix": "p_", "scores": "all"}, marks=pytest.mark.slow
+        ),
         ("in.jsonl", "cpu:2", {"output_format": "jsonl"}),
         ("in.csv", "cpu:2", {"output_format": "csv", "shard_rows": None}),
         ("in.parquet", "cpu:2", {"pair_column": "kind", "batching": "fixed", "max_batch_tokens": None}),
@@ -145,17 +147,17 @@ def test_no_rows(null_model: Path, tmp_path: Path) -> None:
     same(tmp_path / "one", tmp_path / "many")
 
 
-def test_append_and_mirror(null_model: Path, tmp_path: Path) -> None:
-    for mirror in (False, True):
-        rows = tmp_path / f"in{mirror}"
-        rows.mkdir()
-        outs = [tmp_path / f"{name}{mirror}" for name in ("one", "many")]
-        for step, name in enumerate("ba"):
-            write_rows(rows / f"{name}.parquet", 150 + 70 * step)
-            for out, devices in zip(outs, ["cpu", "cpu:2"], strict=True):
-                run(null_model, rows, out, devices=devices, mirror=mirror, append=step > 0, **JOB)
-        found = [{p.name: p.read_bytes() for p in out.glob("*.parquet")} for out in outs]
-        assert found[0] == found[1] and len(found[0]) > 1
+@pytest.mark.parametrize("mirror", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_append_and_mirror(null_model: Path, tmp_path: Path, mirror: bool) -> None:
+    rows = tmp_path / f"in{mirror}"
+    rows.mkdir()
+    outs = [tmp_path / f"{name}{mirror}" for name in ("one", "many")]
+    for step, name in enumerate("ba"):
+        write_rows(rows / f"{name}.parquet", 150 + 70 * step)
+        for out, devices in zip(outs, ["cpu", "cpu:2"], strict=True):
+            run(null_model, rows, out, devices=devices, mirror=mirror, append=step > 0, **JOB)
+    found = [{p.name: p.read_bytes() for p in out.glob("*.parquet")} for out in outs]
+    assert found[0] == found[1] and len(found[0]) > 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True, "num_return_sequences": 2, "seed_column": "id"}])
