@@ -26,7 +26,7 @@ def check_settings(s: EngineConfig, about: ModelDescription, backend: str, preci
         raise UsageError(f"--compile: belongs to --backend torch, this is {backend}")
     _check_placing(s, backend)
     if backend == "vllm" and not about.writes:
-        raise UsageError(f"--backend vllm: only generates, and this model does {about.task}: --backend torch does")
+        raise UsageError(f"--backend vllm: only generates, and this model does {about.task}: take --backend torch")
     if about.writes:
         _check_writing(s, about.task, backend)
         return

@@ -223,7 +223,7 @@ ALL = _all({
         ("text-generation", "vllm", "int8 torchao", "auto", "padded", "none"),
         ("feature-extraction", "vllm", "int8", "sdpa:math", "padded", "auto"),
     ),
-    "--backend vllm: there is no vllm here": (
+    "--backend vllm: only generates": (
         ("feature-extraction", "vllm", "bf16", "eager", "padded", "none"),
         ("text-classification", "vllm", "fp32", "sdpa", "padded", "none"),
         ("text-classification", "vllm", "int4 torchao", "auto", "padded", "none"),
