@@ -104,6 +104,11 @@ class InterruptedRunError(PackhorseError):
         )
 
 
+def first_line(error: BaseException) -> str:
+    """Of its message, or its class's name where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def did_you_mean(seen: str, legal: Iterable[str]) -> str:
     """'; did you mean X?' where a legal name is near, else an empty string."""
     near = difflib.get_close_matches(seen, list(legal), n=1)

@@ -13,10 +13,8 @@ from packhorse.counters import Counters, Transfers
 from packhorse.data import Batch, BatchPlan, Float32s, RowError, Tokenized, Tokens
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
 from packhorse.histogram import by_length, shares
-from packhorse.stages import LoadedModel, Output
+from packhorse.stages import LoadedModel, OnBatch, Output
 from packhorse.tokenize.dedup import Unique
-
-OnBatch = Callable[[int, int, int], None]  # rows, real tokens, computed tokens
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +13,11 @@ from packhorse.data import Int64s, RowError, Tokenized, offsets_of
 from packhorse.errors import DeviceOutOfMemoryError
 from packhorse.generation import Generated, Prompts, UInt64s
 from packhorse.histogram import by_length
-from packhorse.stages import Generator, OnStep
+from packhorse.stages import Generator, OnBatch, OnStep
 from packhorse.tokenize.dedup import Unique
 
 # A budget of one row and so few tokens is not lowered any more: memory is not what they take.
 LEAST_PREFILL_TOKENS = 64
-
-OnBatch = Callable[[int, int, int], None]  # rows, real tokens, computed tokens
 
 
 def keys_of(column: pa.ChunkedArray | None, numbers: Int64s) -> tuple[UInt64s, dict[int, RowError]]:

@@ -18,6 +18,8 @@ UInt64s = npt.NDArray[np.uint64]
 FINISH_REASONS = ("stop", "length")
 STOP, LENGTH = range(2)
 
+QUANTIZED = ("int8", "int4", "fp8")  # precisions whose weights are quantized
+
 # Two logits closer than this may change places with the batch's composition: such steps are counted.
 NEAR_TIE = 1e-4
 

@@ -24,6 +24,21 @@ def parse_placement(
     device_map: str | None, max_memory: str | None, offload_folder: str | None, tensor_parallel: bool = False
 ) -> Placement:
     """The flags of one command together. Raises UsageError, also where one means nothing without another."""
+    check_together(device_map, max_memory, offload_folder, tensor_parallel)
+    limits = {} if max_memory is None else parse_max_memory(max_memory)
+    mapping = None if device_map is None else parse_device_map(device_map)
+    if limits and isinstance(mapping, Mapping):
+        raise UsageError(
+            f"--max-memory {max_memory} with --device-map {device_map}: the file says itself where every module lies; "
+            f"leave --max-memory out, or give --device-map {', '.join(DEVICE_MAPS)}"
+        )
+    return Placement(mapping, limits, offload_folder, tensor_parallel)
+
+
+def check_together(
+    device_map: str | None, max_memory: str | None, offload_folder: str | None, tensor_parallel: bool
+) -> None:
+    """Raises UsageError where one of them means nothing without another, or excludes it."""
     if tensor_parallel and device_map is not None:
         raise UsageError(
             f"--tensor-parallel with --device-map {device_map}: the first cuts every layer over all devices, the "
@@ -34,14 +49,6 @@ def parse_placement(
             raise UsageError(
                 f"{flag} {value}: says where layers may lie, which --device-map decides: add --device-map auto"
             )
-    limits = {} if max_memory is None else parse_max_memory(max_memory)
-    mapping = None if device_map is None else parse_device_map(device_map)
-    if limits and isinstance(mapping, Mapping):
-        raise UsageError(
-            f"--max-memory {max_memory} with --device-map {device_map}: the file says itself where every module lies; "
-            f"leave --max-memory out, or give --device-map {', '.join(DEVICE_MAPS)}"
-        )
-    return Placement(mapping, limits, offload_folder, tensor_parallel)
 
 
 def parse_max_memory(text: str) -> dict[str, int]:

@@ -21,14 +21,14 @@ import pyarrow as pa
 from packhorse import forwarding, generating
 from packhorse.data import BatchPlan, Float32s, Int64s, RowError, Shard, Tokenized
 from packhorse.errors import DeviceOutOfMemoryError
-from packhorse.forwarding import OnBatch, run_batches
+from packhorse.forwarding import run_batches
 from packhorse.generation import Generated, Prompts, UInt64s
 from packhorse.histogram import by_length
 from packhorse.metrics import Counters
 from packhorse.prompts import PromptSource
 from packhorse.readers.columns import column_texts
 from packhorse.readers.cut import ShardRows
-from packhorse.stages import Detokenize, GeneratingTask, Generator, LoadedModel, Planner, Task, Tokenizer
+from packhorse.stages import Detokenize, GeneratingTask, Generator, LoadedModel, OnBatch, Planner, Task, Tokenizer
 from packhorse.tokenize.dedup import Unique, all_rows, unique_rows
 from packhorse.tokenize.fast import Retokenized
 

@@ -74,6 +74,7 @@ class LoadedModel(Protocol):
     def close(self) -> None: ...
 
 
+OnBatch = Callable[[int, int, int], None]  # rows, real tokens, computed tokens
 OnStep = Callable[[int, int], None]  # rows that were finished, tokens computed since the last call; may raise
 
 

@@ -17,13 +17,13 @@ from packhorse.backends.torch.placement import (
     check_on_devices,
     execution_devices,
     first_device,
-    is_split,
     placed,
     placement_note,
 )
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import auto_class, load_weights
 from packhorse.data import Batch, ModelDescription, Reduction, Tokens, offsets_of
+from packhorse.devices.inputs import is_split
 from packhorse.errors import ModelError, UsageError
 from packhorse.generation import Placement
 from packhorse.packing import attention as packed_attention

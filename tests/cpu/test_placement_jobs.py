@@ -16,8 +16,8 @@ import torch
 
 import packhorse
 from packhorse.backends.torch.loading import load_on_devices
-from packhorse.backends.torch.placement import is_split
 from packhorse.config import RunConfig, validated
+from packhorse.devices.inputs import is_split
 from packhorse.errors import ModelError, PackhorseError, UsageError
 from packhorse.loading import Loader
 from packhorse.loading.stepping import trial_prompts

@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from packhorse.placing import check_together
+
 
 class PlacementSettings(BaseModel):
     """For models that do not go on one device as they are."""
@@ -27,11 +29,6 @@ class PlacementSettings(BaseModel):
     """Split each layer over the GPUs of torchrun's processes."""
 
     @model_validator(mode="after")
-    def _goes_with_device_map(self) -> Self:
-        for name in ("max_memory", "offload_folder"):
-            if getattr(self, name) is not None and self.device_map is None:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} says where --device-map puts layers: give --device-map auto with it")
-        if self.tensor_parallel and self.device_map is not None:
-            raise ValueError("--tensor-parallel splits each layer, --device-map puts whole ones: drop one of them")
+    def _go_together(self) -> Self:
+        check_together(self.device_map, self.max_memory, self.offload_folder, self.tensor_parallel)
         return self

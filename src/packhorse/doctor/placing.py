@@ -10,14 +10,13 @@ from packhorse.config import EngineConfig
 from packhorse.data import ModelDescription
 from packhorse.devices.host import num_cores
 from packhorse.doctor.diagnosis import Lying, ModelPlaced
-from packhorse.generation import Quantization
+from packhorse.generation import QUANTIZED, Quantization
 from packhorse.models.describe import describe
 from packhorse.models.find import find_model
 from packhorse.models.memory import MemoryNeed, fits, predict_memory
 from packhorse.models.preflight import check_folder, read_object
 from packhorse.models.weight_sizes import (
     PRECISION_BYTES,
-    QUANTIZED,
     is_quantized,
     loaded,
     quantized_bytes,

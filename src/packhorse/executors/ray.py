@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from typing import Any, cast
 
-from packhorse.errors import UsageError
+from packhorse.errors import UsageError, first_line
 from packhorse.executors.process import WorkerGoneError, WorkerProcess
 from packhorse.executors.processes import Processes
 from packhorse.executors.wire import Message, Wire, WireClosedError
@@ -144,7 +144,7 @@ class ActorPipe:
         try:
             frames: list[bytes] = self._ray.get(self._taking)
         except self._ray.exceptions.RayError as error:
-            self.how = f"is gone: {_first_line(error)}"
+            self.how = f"is gone: {first_line(error)}"
             raise EOFError(self.how) from None
         self._taking = self._actor.take.remote()
         return frames
@@ -209,7 +209,3 @@ class RayActors(Processes):
 
     def new_worker(self, module: str, device: str, spec: Any) -> WorkerProcess:
         return RayWorker(self._ray, module, device, spec, self._actor_needs)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

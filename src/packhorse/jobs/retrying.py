@@ -13,7 +13,6 @@ from packhorse.config import RunConfig
 from packhorse.data import Int64s, RowError
 from packhorse.errors import ChangedError, DeviceOutOfMemoryError, InterruptedRunError, UsageError
 from packhorse.executors.local import Stop
-from packhorse.forwarding import OnBatch
 from packhorse.jobs.accounting import check_no_error
 from packhorse.metrics import Counters, LiveCounters
 from packhorse.outputs.manifest import RunFolder
@@ -23,7 +22,7 @@ from packhorse.readers.cut import ShardRows
 from packhorse.report.recorder import Recorder
 from packhorse.selection import Columns
 from packhorse.shard import Budget, Budgets, Forwarded, Stages, finish, forward, prepare
-from packhorse.stages import Reader, Writer
+from packhorse.stages import OnBatch, Reader, Writer
 
 
 @dataclass(frozen=True, slots=True)

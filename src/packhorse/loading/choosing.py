@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from packhorse.errors import ModelError, PackhorseError
+from packhorse.generation import QUANTIZED
 from packhorse.loading import remembering
 from packhorse.loading.loader import Loader
 from packhorse.loading.workbench import RealWorkbench
@@ -16,7 +17,7 @@ from packhorse.plans import Alternative, Forecast, Plan
 from packhorse.tuning.candidates import Candidate, JobSize
 from packhorse.tuning.gate import MIN_JOB_ROWS, Verdict
 from packhorse.tuning.measure import Clock
-from packhorse.tuning.precision import QUANTIZED, candidates, first_choice
+from packhorse.tuning.precision import candidates, first_choice
 from packhorse.tuning.search import Decision, search
 
 OTHERS = ("openvino", "onnx")  # beside torch, where their packages are installed

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from packhorse.data import Tokens, offsets_of
+from packhorse.data import Tokens
+from packhorse.generation import QUANTIZED
 from packhorse.loading.loader import Loader
 from packhorse.loading.stepping import step_rate, trial_prompts
 from packhorse.tuning.measure import Clock
 
 ROWS, ROW_TOKENS = 24, 256  # compared: some thousand next tokens
-QUANTIZED = frozenset({"int8", "int4", "fp8"})
 MEMORY_MARGIN = 1.2
 
 
@@ -68,11 +68,8 @@ def _why_not(loader: Loader, precision: str) -> str | None:
 
 def _rows(sample: Tokens) -> Tokens:
     places = np.flatnonzero(sample.lengths > 1)  # the sample's rows lie by length
-    rows = sample.take(places[np.linspace(0, len(places) - 1, min(ROWS, len(places))).astype(np.int64)])
-    lengths = np.minimum(rows.lengths, ROW_TOKENS)
-    offsets = offsets_of(lengths)
-    places = np.repeat(rows.offsets[:-1] - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return Tokens(rows.ids[places], offsets)
+    chosen = np.linspace(0, len(places) - 1, min(ROWS, len(places))).astype(np.int64)
+    return sample.take(places[chosen]).first(ROW_TOKENS)
 
 
 def _sentence(precision: str, f: dict[str, Any]) -> str:

@@ -12,12 +12,12 @@ import numpy as np
 from packhorse.data import ModelCost
 from packhorse.devices.host import available_bytes
 from packhorse.errors import ModelError
-from packhorse.generation import Quantization
+from packhorse.generation import QUANTIZED, Quantization
 from packhorse.loading.loader import Loader
 from packhorse.loading.writing import rows_at_once, writing_precision
 from packhorse.models.memory import MemoryNeed, fits, fits_split, predict_memory
 from packhorse.models.preflight import read_object
-from packhorse.models.weight_sizes import QUANTIZED, weight_files
+from packhorse.models.weight_sizes import weight_files
 from packhorse.plans import Forecast
 
 USUAL_NEW_TOKENS = 256  # where neither a flag nor generation_config.json says how many

@@ -16,7 +16,7 @@ from packhorse.config import EngineConfig
 from packhorse.data import ModelDescription
 from packhorse.devices.host import num_cores
 from packhorse.errors import ChangedError, UsageError
-from packhorse.generation import Quantization
+from packhorse.generation import QUANTIZED, Quantization
 from packhorse.load_request import LoadRequest
 from packhorse.loading.checking import check_settings
 from packhorse.loading.material import Material
@@ -28,7 +28,6 @@ from packhorse.shard import Stages
 from packhorse.stages import Generator, LoadedModel, Task, Tokenizer
 from packhorse.tokenize.limited import LimitedTokenizer
 from packhorse.tuning.candidates import Candidate
-from packhorse.tuning.precision import QUANTIZED
 
 ENOUGH_FOR_SCALES = 64  # rows
 CALIBRATED = frozenset({"int8", "fp8"})  # of values: their scales are those of the rows that were seen

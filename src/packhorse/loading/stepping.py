@@ -7,7 +7,6 @@ import statistics
 
 import numpy as np
 
-from packhorse.data import Int64s, Tokens, offsets_of
 from packhorse.generation import Prompts
 from packhorse.loading.loader import Loader
 from packhorse.stages import Generator
@@ -21,10 +20,7 @@ def trial_prompts(loader: Loader, rows: int) -> Prompts:
     sample = loader.material.rows
     count = sample.num_rows  # by length: fewer than all are spread over them
     tokens = sample.take(np.arange(rows) % count if rows >= count else np.arange(rows) * count // rows)
-    lengths: Int64s = np.minimum(tokens.lengths, TRIAL_PROMPT_TOKENS)
-    offsets = offsets_of(lengths)
-    places = np.repeat(tokens.offsets[:-1] - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return Prompts(Tokens(tokens.ids[places], offsets), np.arange(rows, dtype=np.uint64))
+    return Prompts(tokens.first(TRIAL_PROMPT_TOKENS), np.arange(rows, dtype=np.uint64))
 
 
 class _EnoughError(Exception):

@@ -7,6 +7,7 @@ import numpy as np
 from packhorse.batching import planner
 from packhorse.data import BatchPlan, Float32s, Int64s, ModelCost, Tokens
 from packhorse.errors import DeviceOutOfMemoryError, ModelError, UsageError
+from packhorse.generation import QUANTIZED
 from packhorse.loading.budgets import fitting_budgets
 from packhorse.loading.loader import Loader, batching
 from packhorse.metrics import VALUE_BYTES
@@ -15,7 +16,7 @@ from packhorse.stages import LoadedModel
 from packhorse.tuning.candidates import Candidate, Prediction, Trial
 from packhorse.tuning.gate import Verdict
 from packhorse.tuning.measure import Clock, Timed, time_rows, values_of
-from packhorse.tuning.precision import QUANTIZED, judge, tolerance_of
+from packhorse.tuning.precision import judge, tolerance_of
 from packhorse.tuning.prior import efficiency_of, load_s, predicted_rate, setup_s
 
 SMALL_SHARE = 0.005  # of a job's tokens: some ways are tried, each on the whole sample, and fp32 is slow

@@ -32,7 +32,7 @@ def choose_writing(loader: Loader, total_rows: float, column: str, clock: Clock 
     precision, notes = writing_precision(loader)
     model = loader.generator(precision)
     rates, rows = _rows(loader, model, total_rows, clock)
-    quality, found = compare_quantized(loader, precision, _saved(loader), rows, clock)
+    quality, found = compare_quantized(loader, precision, _reference(loader), rows, clock)
     s = loader.settings
     budget = s.max_batch_tokens or prefill_tokens(loader, model.engine)
     tokenizer = loader.material.choose_tokenizer("hf" if s.exact else s.tokenizer)
@@ -58,16 +58,20 @@ def writing_precision(loader: Loader) -> tuple[str, tuple[str, ...]]:
         return "fp32", ("--exact: fp32",)
     if s.precision != "auto":
         return s.precision, ()
-    saved = PRECISIONS.get(loader.description.dtype or "float32", "fp32")
-    if _saved(loader) == saved:
+    saved = _saved(loader)
+    if saved in loader.supported_precisions():
         return saved, (f"{saved}: as the checkpoint was saved",)
     return "fp32", (f"fp32: the checkpoint is {saved}, for which {loader.device} has no instructions",)
 
 
-def _saved(loader: Loader) -> str:
-    """The type of the checkpoint, where the device has it."""
-    saved = PRECISIONS.get(loader.description.dtype or "float32", "fp32")
+def _reference(loader: Loader) -> str:
+    """The type of the checkpoint where the device has it, else fp32."""
+    saved = _saved(loader)
     return saved if saved in loader.supported_precisions() else "fp32"
+
+
+def _saved(loader: Loader) -> str:
+    return PRECISIONS.get(loader.description.dtype or "float32", "fp32")
 
 
 def prefill_tokens(loader: Loader, engine: str) -> int:

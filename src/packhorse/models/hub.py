@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from packhorse.errors import HostileModelError, ModelError, UsageError
+from packhorse.errors import HostileModelError, ModelError, UsageError, first_line
 from packhorse.models.hub_files import GRAPH_FOLDERS, SMALL
 
 
@@ -91,7 +91,7 @@ def _cached(repository: Repository, error: Exception | None = None) -> Listing:
             allow_patterns=list(SMALL), ignore_patterns=list(GRAPH_FOLDERS),
         )  # fmt: skip
     except LocalEntryNotFoundError as missing:
-        why = f"the hub cannot be reached ({_first_line(error)})" if error else "HF_HUB_OFFLINE is set"
+        why = f"the hub cannot be reached ({first_line(error)})" if error else "HF_HUB_OFFLINE is set"
         raise ModelError(
             f"{repository}: there is no such folder, {why}, and the cache has no whole copy"
             f"{_at(repository.revision)}. Fetch it once with a network: {fetch_command(repository)}"
@@ -132,7 +132,7 @@ def _explained(repository: Repository) -> Iterator[None]:
         raise _refused(repository, error) from error
     except HTTPError as error:
         raise ModelError(
-            f"{repository}: the connection to the hub broke: {_first_line(error)}. The same command goes on; "
+            f"{repository}: the connection to the hub broke: {first_line(error)}. The same command goes on; "
             "files that are whole are not fetched again"
         ) from error
     except json.JSONDecodeError as error:
@@ -142,7 +142,7 @@ def _explained(repository: Repository) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise ModelError(
-            f"{repository}: cannot be downloaded: {_first_line(error)}. Is the disk full? The cache lies under HF_HOME"
+            f"{repository}: cannot be downloaded: {first_line(error)}. Is the disk full? The cache lies under HF_HOME"
         ) from error
 
 
@@ -169,7 +169,7 @@ def _refused(repository: Repository, error: Exception) -> ModelError | UsageErro
         )
     if status in (401, 403):
         return ModelError(f"{repository}: the hub refuses it ({status}); {token}")
-    return ModelError(f"{repository}: the hub answered {status}: {_first_line(error)}. Try again later")
+    return ModelError(f"{repository}: the hub answered {status}: {first_line(error)}. Try again later")
 
 
 def fetch_command(repository: Repository) -> str:
@@ -179,7 +179,3 @@ def fetch_command(repository: Repository) -> str:
 
 def _at(revision: str | None) -> str:
     return f" of revision {revision}" if revision else ""
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from packhorse.errors import ModelError, UsageError
-from packhorse.generation import Quantization
+from packhorse.generation import QUANTIZED, Quantization
 from packhorse.models.kv_cache import text_config
 from packhorse.models.preflight import read_object
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-QUANTIZED = ("int8", "int4", "fp8")
 STORED_BITS = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import pyarrow as pa
 
 from packhorse.config import EngineConfig
-from packhorse.data import Bools, Int32s, Int64s, Reduction, offsets_of
+from packhorse.data import Bools, Int64s, Reduction, offsets_of
 from packhorse.generation import FINISH_REASONS, Generated
-
-Detokenize = Callable[[Sequence[Int32s]], list[str]]
+from packhorse.stages import Detokenize
 
 
 class GeneratedText:

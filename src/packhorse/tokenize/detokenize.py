@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from packhorse.data import Int32s
 from packhorse.errors import ModelError
-
-Detokenize = Callable[[Sequence[Int32s]], list[str]]
+from packhorse.stages import Detokenize
 
 FLAG = "clean_up_tokenization_spaces"
 FLAG_OF_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"

@@ -6,10 +6,10 @@ import numpy as np
 
 from packhorse.config import EngineConfig
 from packhorse.data import Float32s, Reduction
+from packhorse.generation import QUANTIZED
 from packhorse.tuning.gate import Verdict, compare, default_tolerance
 
 LOWER = ("bf16", "fp16")
-QUANTIZED = ("int8", "int4", "fp8")
 
 
 def first_choice(settings: EngineConfig, supported: tuple[str, ...], own: str | None) -> str:

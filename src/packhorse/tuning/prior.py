@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from packhorse.batching import packed
 from packhorse.data import Int64s, ModelCost
+from packhorse.generation import QUANTIZED
 from packhorse.tuning.candidates import Candidate
-from packhorse.tuning.precision import QUANTIZED
 
 GFLOP_PER_TOKEN = 0.172
 GEMM_GFLOP_PER_S = {"fp32": 481.0, "bf16": 974.0, "int8": 1_830.0}  # the best matrix product of that machine

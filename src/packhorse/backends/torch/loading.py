@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 
 from packhorse.backends.torch.attention import implementation
-from packhorse.backends.torch.placement import Placer, first_device, is_split, offloaded, placed, placement_note
+from packhorse.backends.torch.placement import Placer, first_device, offloaded, placed, placement_note
 from packhorse.backends.torch.quantization.choice import BITSANDBYTES
 from packhorse.backends.torch.quantization.loading import QuantizedLoading, quantized_loading
 from packhorse.backends.torch.quantization.memory import weight_bytes
 from packhorse.backends.torch.weights import auto_class, base_precision, load_weights
 from packhorse.devices.gemm import DTYPES
+from packhorse.devices.inputs import is_split
 from packhorse.errors import ModelError, UsageError
 from packhorse.load_request import LoadRequest
 

@@ -13,7 +13,6 @@ from packhorse.backends.torch.int8 import quantize
 from packhorse.backends.torch.layouts import Compiled, Layout, Packed, Padded
 from packhorse.backends.torch.loading import load_on_devices
 from packhorse.backends.torch.placement import execution_devices
-from packhorse.backends.torch.quantization.choice import QUANTIZED
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.backends.torch.weights import max_positions
@@ -21,6 +20,7 @@ from packhorse.backends.torch.workers import Workers
 from packhorse.data import Batch, Float32s, Int64s, Tokens
 from packhorse.devices.gemm import DTYPES
 from packhorse.errors import BatchRefusedError, ModelError
+from packhorse.generation import QUANTIZED
 from packhorse.load_request import LoadRequest
 from packhorse.packing import attention as packed_attention
 from packhorse.packing.heads import READS, Reads

@@ -15,7 +15,7 @@ import torch
 
 from packhorse.backends.torch.transfers import Accelerator, Copies, Landing, Plain, Staging
 from packhorse.data import Batch, Float32s
-from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
+from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError, first_line
 
 # What a failed allocation says outside CUDA, where torch raises a plain RuntimeError.
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
@@ -96,7 +96,7 @@ def _guarded(compute: Compute, batch: Batch, copies: Copies, device: str) -> tor
             raise
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
-        first_line = str(error).splitlines()[0]
-        raise DeviceOutOfMemoryError(f"{batch.num_rows} rows x {batch.max_seqlen} tokens: {first_line}") from error
+        what = f"{batch.num_rows} rows x {batch.max_seqlen} tokens: {first_line(error)}"
+        raise DeviceOutOfMemoryError(what) from error
     except ValueError as error:
         raise BatchRefusedError(str(error)) from error

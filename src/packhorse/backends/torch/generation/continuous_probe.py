@@ -14,6 +14,7 @@ from packhorse.backends.torch.generation.proving import FAILURES
 from packhorse.backends.torch.generation.slots import BLOCK, Slots, Span
 from packhorse.backends.torch.weights import max_positions
 from packhorse.data import Float32s, Int32s, Tokens
+from packhorse.errors import first_line
 from packhorse.packing.attention import PackingError
 from packhorse.packing.probe import TOLERANCE, error
 
@@ -39,8 +40,7 @@ def fits(
     try:
         return _unfit_by_config(model, longest) or _unfit_by_trial(model, device, trial, tolerance)
     except (PackingError, *FAILURES) as failure:
-        first_line = (str(failure).splitlines() or [""])[0]
-        return f"it cannot be packed: {first_line or type(failure).__name__}"
+        return f"it cannot be packed: {first_line(failure)}"
 
 
 def _unfit_by_config(model: Any, longest: int | None) -> str | None:

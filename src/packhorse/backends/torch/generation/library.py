@@ -107,11 +107,11 @@ class LibraryEngine:
 
     def _tokenizer(self) -> Any:
         """As generate() wants it where there are stop strings."""
-        if self._stepper._stops is None:
+        if self._stepper.stop_tokenizer is None:
             return None
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast(tokenizer_object=self._stepper._stops._tokenizer)
+        return PreTrainedTokenizerFast(tokenizer_object=self._stepper.stop_tokenizer)
 
 
 def _check(stepper: Stepper) -> None:
@@ -125,7 +125,7 @@ def _check(stepper: Stepper) -> None:
         raise UsageError(
             "--logprobs: transformers' generate() gives none per row. Leave it out, or --engine and beams."
         )
-    if stepper._constraint is not None:
+    if stepper.is_constrained:
         raise UsageError("--json-schema, --choices: transformers' generate() knows no grammar. Leave out --engine.")
     if stepper.num_samples > stepper.beams:
         raise UsageError(

@@ -42,7 +42,7 @@ def unfit(model: Any, stepper: Stepper) -> str | None:
         return f"num_return_sequences={stepper.num_samples}: without sampling every output would be the same"
     if stepper.with_logprobs:
         return "--logprobs: transformers gives them behind its processors, not the model's own"
-    if stepper._constraint is not None or stepper._stops is not None:
+    if stepper.is_constrained or stepper.stop_tokenizer is not None:
         return "--json-schema, --choices and stop_strings: transformers' continuous batching knows none of them"
     processors = model._get_logits_processor(copy.deepcopy(stepper.config), input_ids_seq_length=1)
     if processors:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from packhorse.errors import ModelError, UsageError, did_you_mean
+from packhorse.errors import ModelError, UsageError, did_you_mean, first_line
 
 # Where neither the job nor the model says how long an output may get.
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -69,9 +69,7 @@ def effective_config(model: Any, settings: Mapping[str, Any], device: torch.devi
         config, _ = model._prepare_generation_config(None, **settings)
         model._prepare_special_tokens(config, True, device=device, batch_size=1)
     except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"--generation {_listed(settings)}: transformers refuses this: {_first_line(error)}"
-        ) from error
+        raise UsageError(f"--generation {_listed(settings)}: transformers refuses this: {first_line(error)}") from error
     has_length = settings.get("max_length") is not None or model.generation_config.max_length is not None
     if config.max_new_tokens is None and not has_length:
         config.max_new_tokens = DEFAULT_MAX_NEW_TOKENS
@@ -89,7 +87,7 @@ def _check_own(model: Any, device: torch.device) -> None:
         config, _ = model._prepare_generation_config(None)
         model._prepare_special_tokens(config, True, device=device, batch_size=1)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"generation_config.json of this model cannot be used: {_first_line(error)}") from error
+        raise ModelError(f"generation_config.json of this model cannot be used: {first_line(error)}") from error
 
 
 def library_reason(config: GenerationConfig) -> str | None:
@@ -130,7 +128,3 @@ def _as_float(value: Any) -> Any:
 
 def _listed(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -103,6 +103,15 @@ class Stepper:
         if self.needs_library is None:
             self._use(device)
 
+    @property
+    def is_constrained(self) -> bool:
+        return self._constraint is not None
+
+    @property
+    def stop_tokenizer(self) -> Any:
+        """The tokenizers.Tokenizer that stop strings are looked for with; None where there are none."""
+        return None if self._stops is None else self._stops.tokenizer
+
     def row(self, prompt: Int32s, key: int, sample: int, decoder_start: Int32s | None = None) -> Row:
         """A new output. decoder_start: what it begins with where prompt goes to an encoder. Where the model has no
         position left the row is done from the start; where max_length counts and the prompt is no shorter it failed."""

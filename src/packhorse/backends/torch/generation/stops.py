@@ -33,7 +33,7 @@ class StopStrings:
             raise UsageError(
                 f"--generation stop_strings={stop_strings!r}: one text or a list of texts, none of them empty."
             )
-        self._tokenizer, self._decoder = tokenizer, tokenizer.decoder
+        self.tokenizer, self._decoder = tokenizer, tokenizer.decoder
         self._kind = byte_kind(tokenizer)
         self._texts: dict[int, Any] = {}
         self._before: list[Any] = [
@@ -63,7 +63,7 @@ class StopStrings:
 
     def _read(self, token_id: int) -> Any:
         """Of an id beyond the vocabulary a mark that is in no stop string."""
-        token = self._tokenizer.id_to_token(token_id)
+        token = self.tokenizer.id_to_token(token_id)
         if token is None:
             return "\x00\uffff" if self._kind is None else b"\xff\xff"
         found = token_bytes(token, self._kind)

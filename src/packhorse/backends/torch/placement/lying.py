@@ -22,12 +22,6 @@ class Placed(NamedTuple):
     modules: tuple[str, ...]  # by the device map's names
 
 
-def is_split(model: Any) -> bool:
-    """Whether layers lie on different devices, or on the disk: one worker then, and weights stay as they are."""
-    devices = set((getattr(model, "hf_device_map", None) or {}).values())
-    return len(devices) > 1 or "disk" in devices
-
-
 def offloaded(model: Any) -> tuple[str, ...]:
     """Modules, by the device map's names, whose weights are brought to another device for each forward."""
     devices, main = _expected(model)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from packhorse.backends.torch.placement.device_map import disjoint_map, key, skeleton
-from packhorse.backends.torch.placement.lying import check_on_devices, is_split, keep_to_first_device, placed
+from packhorse.backends.torch.placement.lying import check_on_devices, keep_to_first_device, placed
 from packhorse.backends.torch.placement.words import in_units, some
+from packhorse.devices.inputs import is_split
 from packhorse.errors import ModelError, UsageError
 from packhorse.generation import Placement
 

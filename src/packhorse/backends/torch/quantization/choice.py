@@ -5,9 +5,8 @@ from __future__ import annotations
 from packhorse.backends.torch.quantization.own import is_installed
 from packhorse.devices.host import cpu_precisions
 from packhorse.errors import UsageError
-from packhorse.generation import Quantization
+from packhorse.generation import QUANTIZED, Quantization
 
-QUANTIZED = ("int8", "int4", "fp8")
 STATIC, BITSANDBYTES, TORCHAO = "static", "bitsandbytes", "torchao"
 NEEDS = {BITSANDBYTES: ("bitsandbytes", "accelerate"), TORCHAO: ("torchao",)}
 EXTRAS = {BITSANDBYTES: "packhorse[bnb]", TORCHAO: "packhorse[torchao]"}

@@ -10,7 +10,6 @@ from torch import nn
 
 from packhorse.backends.torch.quantization.choice import (
     BITSANDBYTES,
-    QUANTIZED,
     STATIC,
     check_unquantized,
     is_row_independent,
@@ -22,6 +21,7 @@ from packhorse.backends.torch.quantization.own import check_own, config_of, own_
 from packhorse.backends.torch.quiet import quiet
 from packhorse.data import ModelDescription
 from packhorse.errors import ModelError, UsageError
+from packhorse.generation import QUANTIZED
 from packhorse.load_request import LoadRequest
 
 BUILD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
