@@ -17,11 +17,14 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
 from packhorse.backends.torch.generation.growing import empty_cache
-from packhorse.data import Int32s
+from packhorse.data import Int32s, Int64s
 from packhorse.errors import ModelError
 
 # A padded place has to hold some id; none is read.
 PAD = 0
+
+# A forward of fewer tokens takes about as long as one of so many: the weights have to be read.
+SMALL_GROUP_TOKENS = 256
 
 
 class RunningRows:
@@ -91,16 +94,42 @@ class RunningRows:
         return torch.from_numpy(ids).to(self._device)
 
     def _encoded(self, prompts: Sequence[Int32s], decoder_start: Int32s) -> torch.Tensor:
-        """[rows, start] ids of the decoder; the encoder has run."""
-        ids, mask = padded(prompts, from_left=False)
-        self.prefill_tokens = ids.size + len(prompts) * len(decoder_start)
-        is_real = torch.from_numpy(mask).to(self._device)
-        source = torch.from_numpy(ids).to(self._device)
-        hidden = self._model.get_encoder()(input_ids=source, attention_mask=is_real, return_dict=True)[0]
+        """[rows, start] ids of the decoder; the encoder has run, over rows of about one length at a time: padded to the
+        longest of them all, sources of mixed lengths would mostly be padding."""
+        _, mask = padded(prompts, from_left=False)
+        hidden: torch.Tensor | None = None
+        self.prefill_tokens = len(prompts) * len(decoder_start)
+        for group in length_groups(np.array([len(p) for p in prompts])):
+            states = self._encoder_states([prompts[i] for i in group])
+            if hidden is None:
+                hidden = states.new_zeros(*mask.shape, states.shape[-1])
+            hidden[torch.from_numpy(group).to(states.device), : states.shape[1]] = states
+        assert hidden is not None
         self._kwargs["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden.to(self._device))
-        self._kwargs["attention_mask"] = is_real
+        self._kwargs["attention_mask"] = torch.from_numpy(mask).to(self._device)
         start = torch.from_numpy(decoder_start.astype(np.int64)).to(self._device)
         return start[None].repeat(len(prompts), 1)
+
+    def _encoder_states(self, prompts: Sequence[Int32s]) -> torch.Tensor:
+        """[rows, longest of them, hidden]"""
+        ids, mask = padded(prompts, from_left=False)
+        self.prefill_tokens += ids.size
+        source, is_real = torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
+        states: torch.Tensor = self._model.get_encoder()(input_ids=source, attention_mask=is_real, return_dict=True)[0]
+        return states
+
+
+def length_groups(lengths: Int64s) -> list[Int64s]:
+    """Rows of [n] lengths, the longest first, in groups of which at most a quarter is padding, or that are small."""
+    order = np.argsort(-lengths, kind="stable")
+    groups: list[Int64s] = []
+    start = 0
+    for place, length in enumerate(lengths[order].tolist()):
+        longest = int(lengths[order[start]])
+        if length * 4 < longest * 3 and longest * (place - start) >= SMALL_GROUP_TOKENS:
+            groups.append(order[start:place])
+            start = place
+    return [*groups, order[start:]]
 
 
 def decoder_start_of(model: Any, config: GenerationConfig) -> Int32s | None:
