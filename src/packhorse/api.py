@@ -37,7 +37,8 @@ def load(model: str | Path, **settings: Any) -> Engine:
                            settings
         device_map         "auto", "balanced", "sequential" or a JSON file, with max_memory ("0=16GB,cpu=60GB") and
                            offload_folder: for a model larger than a device
-        tensor_parallel    True: each layer over all GPUs (vllm)
+        tensor_parallel    True: each layer of one model is cut over all devices ("all", "cuda:0,cuda:1"), by torch or
+                           by vllm
         tolerance          how far a lower precision may be from fp32: of a score, or of a cosine
         attention          "auto", "packed", "sdpa", "sdpa:flash" and so on, "flash_attention_2", "eager", ...
         compile            True: torch.compile, over padded batches; False: never; None: where it was faster

@@ -99,8 +99,8 @@ class Tokens:
         where = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Tokens(self.ids[where], offsets, None if self.type_ids is None else self.type_ids[where])
 
-    def first(self, most: int) -> Tokens:
-        """Of each row no more than its first tokens."""
+    def first(self, most: int | Int64s) -> Tokens:
+        """Of each row no more than its first tokens. most: of any row, or [n] of each."""
         lengths: Int64s = np.minimum(self.lengths, most)
         offsets = offsets_of(lengths)
         where = np.repeat(self.offsets[:-1] - offsets[:-1], lengths) + np.arange(offsets[-1])

@@ -98,7 +98,8 @@ class Placement:
     device_map: str | Mapping[str, Any] | None = None  # auto | balanced | sequential, or module name -> device
     max_memory: Mapping[str, int] = field(default_factory=dict)  # device ("0", "cpu", "disk") -> bytes
     offload_folder: str | None = None
-    tensor_parallel: bool = False  # transformers' tp_plan="auto", over the processes of torchrun
+    tensor_parallel: bool = False  # every layer cut over devices, by transformers' tp_plan or by vLLM
+    devices: tuple[str, ...] = ()  # of tensor_parallel, where the backend is torch: one a rank
 
     @property
     def is_split(self) -> bool:

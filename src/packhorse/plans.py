@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+Status = Literal["chosen", "beaten", "not_tried", "inaccurate", "failed"]
+
 
 class Alternative(BaseModel):
     """One way to run a job that was considered, and what became of it. Rates in real tokens/s, times in seconds."""
@@ -21,6 +23,8 @@ class Alternative(BaseModel):
     """By torch.compile."""
     rows_at_once: int | None = None
     """Of generation: rows that are written on at the same time."""
+    engine: str | None = None
+    """Of generation: what was tried on whole prompts and outputs. None: a rate of steps with all rows."""
     tokenizer_threads: int | None = None
     """None: one a core, or as --tokenizer-threads says."""
     predicted_tokens_per_s: float | None = None
@@ -35,7 +39,7 @@ class Alternative(BaseModel):
     """Against fp32 on rows of the job, where it was compared: tuning.gate.Verdict's figures."""
     peak_bytes: int | None = None
     """Of the device's memory, where it was measured."""
-    status: Literal["chosen", "beaten", "not_tried", "inaccurate", "failed"]
+    status: Status
     reason: str = ""
     """Why it was not chosen, or not tried, in a sentence."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -97,6 +98,16 @@ class Generator(Protocol):
     def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated: ...
     def peak_bytes(self) -> int | None: ...
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class SeveralEngines(Protocol):
+    """A Generator with more than one way to write, around the same weights. `engine` and `attention` are those of the
+    last `write_with`."""
+
+    def engines(self) -> Mapping[str, str | None]: ...  # why one is not for this job; None: it may be tried
+    def write_with(self, engine: str) -> None: ...  # auto: the first that is right; UsageError where it is not
+    def forced(self, lengths: Int64s) -> AbstractContextManager[None]: ...  # of outputs, by their prompt's key
 
 
 class Task(Protocol):

@@ -19,6 +19,7 @@ from packhorse.backends.torch.loading import load_on_devices
 from packhorse.config import RunConfig, validated
 from packhorse.devices.inputs import is_split
 from packhorse.errors import ModelError, PackhorseError, UsageError
+from packhorse.generation import Placement
 from packhorse.loading import Loader
 from packhorse.loading.stepping import trial_prompts
 from tests.models import WORDS, save_classifier
@@ -246,9 +247,10 @@ def test_a_gpu_is_made_torchs_own_where_it_has_a_number(
     """torch.cuda.set_device("cuda") is a ValueError."""
     seen: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_device", seen.append)
-    loader = Loader(validated(RunConfig, {"model": str(llama), "input": "-", "output": "o/", "tensor_parallel": True}))
-    request = dataclasses.replace(loader.request("fp32"), device=device)
-    with pytest.raises(UsageError, match="--tensor-parallel"):  # what comes next
+    loader = Loader(validated(RunConfig, {"model": str(llama), "input": "-", "output": "o/"}))
+    placement = Placement(tensor_parallel=True)
+    request = dataclasses.replace(loader.request("fp32"), device=device, placement=placement)
+    with pytest.raises(UsageError, match="--tensor-parallel"):  # what comes next: this process is alone
         load_on_devices(request, generates=True)
     assert seen == chosen
 

@@ -97,6 +97,22 @@ def test_whatever_is_not_known_the_page_tells_only_the_json(variant: str) -> Non
                                             "no rows here"))  # fmt: skip
 
 
+def test_engines_that_were_tried_are_named_with_their_figures() -> None:
+    report = as_json(fabricated())
+    report["plan"] |= {"engine": "static", "batch_size": 64, "max_new_tokens": 48}
+    for alternative, engine in zip(
+        report["plan"]["alternatives"], ("static", "continuous", HOSTILE, None), strict=False
+    ):
+        alternative |= {"engine": engine, "rows_at_once": 64}
+    page = check_figures(render(report), report)
+    named = {
+        f.key: f.text for f in page.figures if (f.key or "").endswith("/engine") and "alternatives" in (f.key or "")
+    }
+    assert named == {f"/plan/alternatives/{i}/engine": e for i, e in enumerate(("static", "continuous", HOSTILE))}
+    assert "Where an engine is named" in render(report)
+    assert "Where an engine is named" not in render(as_json(fabricated()))
+
+
 def test_names_and_messages_are_text_and_nothing_else() -> None:
     html = render(as_json(fabricated()))
     page = Page(html)

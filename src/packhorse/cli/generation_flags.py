@@ -61,9 +61,7 @@ DeviceMap = Annotated[
 ]
 MaxMemory = Annotated[str | None, Flag(help="Of each device for --device-map: 0=16GB,1=16GB,cpu=60GB.")]
 OffloadFolder = Annotated[str | None, Flag(help="Where layers lie that fit no memory; default a temporary folder.")]
-TensorParallel = Annotated[
-    bool, Flag("--tensor-parallel", help="Split each layer over the GPUs of torchrun's processes.")
-]
+TensorParallel = Annotated[bool, Flag("--tensor-parallel", help="Cut each layer of one model over all of --devices.")]
 
 
 def parsed(values: Mapping[str, Any]) -> dict[str, Any]:

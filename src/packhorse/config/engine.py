@@ -113,6 +113,8 @@ class EngineConfig(GenerationSettings, PlacementSettings):
         return parse_devices(self.devices)
 
     def on_first_device(self) -> Self:
-        """The same for one device: the first of those that are named."""
+        """The same for one device: the first of those that are named. With tensor_parallel one model lies on all."""
+        if self.tensor_parallel:
+            return self
         first = self.device_names()[0]
         return self.model_copy(update={"devices": "auto" if first == "all" else first})

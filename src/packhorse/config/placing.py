@@ -26,7 +26,8 @@ class PlacementSettings(BaseModel):
     offload_folder: str | None = None
     """Where layers lie that fit no device's memory; default: a temporary folder."""
     tensor_parallel: bool = False
-    """Split each layer over the GPUs of torchrun's processes."""
+    """Cut each layer over all of --devices, for a model that no single GPU holds: torch by transformers' tp_plan of the
+    model, vLLM by its own."""
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

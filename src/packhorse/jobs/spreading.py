@@ -21,6 +21,8 @@ def devices_of(config: RunConfig, loader: Loader) -> list[str]:
     """One name a process; a single one: the job stays in this process. Raises UsageError for a device that is not
     here, and for a model that is laid over several itself."""
     names = list(config.device_names())
+    if loader.placement.devices:
+        return [loader.device]  # one model over all of them
     if names == ["all"]:
         kind = loader.device.split(":")[0]
         count = num_devices(kind)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from packhorse.config import EngineConfig, GenerationSettings, PlacementSettings
 from packhorse.data import ModelDescription
 from packhorse.errors import UsageError
+from packhorse.generation import Placement
+from packhorse.placing import parse_placement
 
 WRITING_BACKENDS = ("torch", "vllm", "null")
 PLACING_BACKENDS = ("torch", "vllm")
@@ -39,6 +43,14 @@ def check_settings(s: EngineConfig, about: ModelDescription, backend: str, preci
 def _given(s: EngineConfig, names: Iterable[str]) -> list[str]:
     """Those that are not what they are by default."""
     return [name for name in names if getattr(s, name) != type(s).model_fields[name].default]
+
+
+def placement_of(s: EngineConfig, backend: Any) -> Placement:
+    """backend: a module of backends/. Raises UsageError, also where devices of --tensor-parallel are not here."""
+    placement = parse_placement(s.device_map, s.max_memory, s.offload_folder, s.tensor_parallel)
+    if not placement.tensor_parallel or not hasattr(backend, "parallel_devices"):
+        return placement
+    return dataclasses.replace(placement, devices=backend.parallel_devices(s))
 
 
 def _check_placing(s: EngineConfig, backend: str) -> None:

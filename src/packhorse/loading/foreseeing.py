@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from packhorse.errors import ModelError
 from packhorse.generation import QUANTIZED, Quantization
 from packhorse.loading.loader import Loader
 from packhorse.loading.writing import rows_at_once, writing_precision
-from packhorse.models.memory import MemoryNeed, fits, fits_split, predict_memory
+from packhorse.models.memory import MemoryNeed, fits, fits_ranks, fits_split, over_ranks, predict_memory
 from packhorse.models.preflight import read_object
 from packhorse.models.weight_sizes import weight_files
 from packhorse.plans import Forecast
@@ -35,12 +35,14 @@ class Foreseen:
     free_bytes: Mapping[str, int]
     advice: tuple[str, ...]
     forecast: Forecast
+    ranks: int = 0  # of --tensor-parallel, each on a device of its own: what is needed is one's
 
     def memory(self) -> dict[str, Any] | None:
         """As JSON values."""
         if self.need is None:
             return None
-        return asdict(self.need) | {"total_bytes": self.need.total_bytes, "free_bytes": dict(self.free_bytes)}
+        told = {"total_bytes": self.need.total_bytes, "free_bytes": dict(self.free_bytes)}
+        return asdict(self.need) | told | ({"ranks": self.ranks} if self.ranks else {})
 
 
 def foresee(loader: Loader, total_rows: float) -> Foreseen:
@@ -48,9 +50,10 @@ def foresee(loader: Loader, total_rows: float) -> Foreseen:
     precision, _ = writing_precision(loader)
     rows, new_tokens = rows_at_once(loader), max_new_tokens(loader)
     free = free_bytes(loader)
-    need = _need(loader, precision, rows, new_tokens)
+    need = _of_one_rank(loader, _need(loader, precision, rows, new_tokens))
     forecast = _forecast(loader, total_rows, precision, rows, new_tokens, need)
-    return Foreseen(precision, rows, new_tokens, need, free, _advice(loader, need, free), forecast)
+    ranks = len(loader.placement.devices) if loader.device != "cpu" else 0
+    return Foreseen(precision, rows, new_tokens, need, free, _advice(loader, need, free), forecast, ranks)
 
 
 def max_new_tokens(loader: Loader) -> int:
@@ -63,12 +66,15 @@ def max_new_tokens(loader: Loader) -> int:
 
 
 def free_bytes(loader: Loader) -> dict[str, int]:
-    """By the names of --max-memory; empty where the backend has no device."""
+    """By the names of --max-memory, with --tensor-parallel of its ranks' devices alone; empty where the backend has no
+    device."""
     own = loader.backend.free_bytes(loader.device)
     if own is None:
         return {}
     if loader.device == "cpu":
         return {"cpu": own}
+    if loader.placement.devices:
+        return {name.partition(":")[2]: int(loader.backend.free_bytes(name)) for name in loader.placement.devices}
     import torch
 
     first = int(loader.device.partition(":")[2] or 0)
@@ -93,6 +99,17 @@ def _need(loader: Loader, precision: str, rows: int, new_tokens: int) -> MemoryN
     )  # fmt: skip
 
 
+def _of_one_rank(loader: Loader, need: MemoryNeed | None) -> MemoryNeed | None:
+    """With --tensor-parallel what each device has to hold. Ranks on one processor share its memory: together they hold
+    the whole model, and each its own torch."""
+    count = len(loader.placement.devices)
+    if need is None or not count:
+        return need
+    if loader.device == "cpu":
+        return replace(need, overhead_bytes=need.overhead_bytes * count)
+    return over_ranks(need, count)
+
+
 def _resolved(loader: Loader, precision: str) -> tuple[Quantization, str]:
     """Who quantizes, and what the other layers are in. Raises UsageError for options that there are not."""
     s = loader.settings
@@ -114,6 +131,8 @@ def _advice(loader: Loader, need: MemoryNeed | None, free: Mapping[str, int]) ->
     placement = loader.placement
     if need is None or not free or isinstance(placement.device_map, Mapping):
         return ()
+    if placement.devices and loader.device != "cpu":
+        return tuple(fits_ranks(need, free))
     if placement.device_map is None:
         return tuple(fits(need, free))
     return tuple(fits_split(need, placement.max_memory, free))
@@ -125,6 +144,7 @@ def _forecast(
     """At most: every output as long as it may become. A step reads all weights once, and multiplies with each row."""
     lengths = loader.material.lengths
     mean = float(lengths.mean()) if len(lengths) else 0.0
+    ranks = max(len(loader.placement.devices), 1) if loader.device != "cpu" else 1
     told = Forecast(rows=total_rows, tokens=mean * total_rows, sample_rows=len(lengths))
     cost = _cost(loader)
     ceilings = loader.backend.ceilings(loader.device, loader.supported_precisions(), loader.threads)
@@ -133,6 +153,7 @@ def _forecast(
     )
     if need is None or not cost.per_token or not gemm:
         return told
+    gemm *= ranks
     prompts_s = total_rows * cost.flops(np.array([int(mean)])) / (gemm * STEP_SHARE)
     step_s = max(need.weights_bytes / ceilings.copy_bytes_per_s, rows * cost.per_token / gemm) / STEP_SHARE
     total_s = prompts_s + -(-total_rows // rows) * new_tokens * step_s

@@ -18,14 +18,13 @@ from packhorse.devices.host import num_cores
 from packhorse.errors import ChangedError, UsageError
 from packhorse.generation import QUANTIZED, Quantization
 from packhorse.load_request import LoadRequest
-from packhorse.loading.checking import check_settings
+from packhorse.loading.checking import check_settings, placement_of
 from packhorse.loading.material import Material
 from packhorse.models.preflight import check_weights
-from packhorse.placing import parse_placement
 from packhorse.plans import Plan
 from packhorse.prompts import PromptSource
 from packhorse.shard import Stages
-from packhorse.stages import Generator, LoadedModel, Task, Tokenizer
+from packhorse.stages import Generator, LoadedModel, SeveralEngines, Task, Tokenizer
 from packhorse.tokenize.limited import LimitedTokenizer
 from packhorse.tuning.candidates import Candidate
 
@@ -55,9 +54,7 @@ class Loader:
         self.task: Task = self.material.task
         self.material.tokenized_by(self.backend.load_tokenizer)
         self.device: str = self.backend.choose_device(settings)
-        self.placement = parse_placement(
-            settings.device_map, settings.max_memory, settings.offload_folder, settings.tensor_parallel
-        )
+        self.placement = placement_of(settings, self.backend)
         self.workers: int = self.backend.num_workers(self.device, num_cores())
         self.threads = 1 if settings.exact or self.workers > 1 else num_cores()
         if self.description.writes:
@@ -67,6 +64,7 @@ class Loader:
         self.compiled = bool(settings.compile)
         if self.compiled:
             self.workers, self.threads = self.compiled_split
+        self.engine: str = settings.engine  # that models write with
         self._models: dict[str, LoadedModel | Generator] = {}
 
     def sibling(self, backend: str) -> Loader:
@@ -89,7 +87,9 @@ class Loader:
         """The model at a precision, loaded once. Raises ModelError."""
         if precision not in self._models:
             self._models[precision] = self.backend.load(self.request(precision))
-        return self._models[precision]
+        if isinstance(model := self._models[precision], SeveralEngines):
+            model.write_with(self.engine)
+        return model
 
     def model(self, precision: str) -> LoadedModel:
         """One that gives values."""
@@ -134,7 +134,7 @@ class Loader:
             longest=material.longest,
             attention=s.attention, provider=s.provider, onnx_file=s.onnx_file, compiled=self.compiled,
             model_key=lambda: material.key, decoding=s.decoding() if self.description.writes else None,
-            quantization=self._quantization(precision), placement=self.placement, engine=s.engine,
+            quantization=self._quantization(precision), placement=self.placement, engine=self.engine,
         )  # fmt: skip
 
     def _quantization(self, precision: str) -> Quantization:
@@ -163,6 +163,7 @@ class Loader:
     ) -> Stages:  # fmt: skip
         """All stages as a plan says. prompts and seed_column: of generation."""
         self.use(plan.workers, plan.threads, plan.compiled)
+        self.engine = plan.engine or self.engine
         threads = self.settings.tokenizer_threads or plan.tokenizer_threads  # they change no byte: a flag may
         made = Stages(
             tokenizer=self._tokenizer(plan, prompts, threads),
@@ -241,6 +242,8 @@ class Loader:
     def versions(self) -> dict[str, str]:
         """Of what can change the bytes of an output."""
         own = {"packhorse": version("packhorse"), "pyarrow": pa.__version__} | self.backend.versions()
+        if self.placement.devices:
+            own["ranks of --tensor-parallel"] = str(len(self.placement.devices))
         is_quantized = self.own_precision is not None or self.settings.precision in QUANTIZED
         if is_quantized and self.backend_name == "torch":
             own |= self.backend.quantizer_versions()
@@ -248,8 +251,7 @@ class Loader:
 
     def supported_precisions(self) -> tuple[str, ...]:
         """Those the device has instructions for."""
-        supported: tuple[str, ...] = self.backend.supported_precisions(self.device)
-        return supported
+        return tuple(self.backend.supported_precisions(self.device))
 
     def _default_budget(self, precision: str) -> int:
         width = self.description.attention_width
@@ -257,9 +259,11 @@ class Loader:
         return tokens
 
     def gemm(self, precision: str, seen: float) -> float | None:
-        """Best matrix product of the device in FLOP/s, None where the backend has no device. seen: a model's rate."""
-        rate: float | None = self.backend.best_gemm(self.device, precision, self.workers * self.threads, seen)
-        return rate
+        """Best matrix product in FLOP/s of the device, of all ranks' together with --tensor-parallel; None where the
+        backend has no device. seen: a model's rate."""
+        ranks = max(len(self.placement.devices), 1) if self.device != "cpu" else 1  # on devices of their own
+        rate: float | None = self.backend.best_gemm(self.device, precision, self.workers * self.threads, seen / ranks)
+        return rate and rate * ranks
 
     def ceilings(self, precision: str) -> dict[str, Any] | None:
         """devices.ceilings.Ceilings as JSON values, None where the backend has no device. What was not measured yet on

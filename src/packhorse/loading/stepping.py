@@ -7,6 +7,7 @@ import statistics
 
 import numpy as np
 
+from packhorse.data import Tokens
 from packhorse.generation import Prompts
 from packhorse.loading.loader import Loader
 from packhorse.stages import Generator
@@ -17,14 +18,18 @@ TRIAL_PROMPT_TOKENS, TRIAL_STEPS = 64, 6
 
 def trial_prompts(loader: Loader, rows: int) -> Prompts:
     """Prompts of the job, cut short: what is measured are steps."""
-    sample = loader.material.rows
-    count = sample.num_rows  # by length: fewer than all are spread over them
-    tokens = sample.take(np.arange(rows) % count if rows >= count else np.arange(rows) * count // rows)
-    return Prompts(tokens.first(TRIAL_PROMPT_TOKENS), np.arange(rows, dtype=np.uint64))
+    tokens = sampled_rows(loader.material.rows, rows).first(TRIAL_PROMPT_TOKENS)
+    return Prompts(tokens, np.arange(rows, dtype=np.uint64))
 
 
-class _EnoughError(Exception):
-    """Raised out of a trial that has seen enough steps."""
+def sampled_rows(sample: Tokens, rows: int) -> Tokens:
+    """So many of the sample, which lies by length: fewer than it has are spread over all lengths."""
+    count = sample.num_rows
+    return sample.take(np.arange(rows) % count if rows >= count else np.arange(rows) * count // rows)
+
+
+class EnoughError(Exception):
+    """Raised out of a trial that has seen enough."""
 
 
 def step_rate(model: Generator, prompts: Prompts, loader: Loader, clock: Clock) -> float:
@@ -36,11 +41,11 @@ def step_rate(model: Generator, prompts: Prompts, loader: Loader, clock: Clock) 
         if tokens <= rows:  # a step, not the reading of prompts
             ticks.append(clock())
         if len(ticks) > TRIAL_STEPS:
-            raise _EnoughError
+            raise EnoughError
 
     budget = loader.candidate("fp32").max_batch_tokens
     begin = clock()
-    with contextlib.suppress(_EnoughError):
+    with contextlib.suppress(EnoughError):
         model.generate(prompts, rows, max(budget, rows * TRIAL_PROMPT_TOKENS), on_step)
     if len(ticks) < 2:  # outputs of one token
         return rows / max(clock() - begin, 1e-9)

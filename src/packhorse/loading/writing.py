@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from packhorse.errors import DeviceOutOfMemoryError
 from packhorse.loading.comparing import compare_quantized
+from packhorse.loading.engines import GAIN, choose_engine, prefill_tokens
 from packhorse.loading.loader import Loader
 from packhorse.loading.stepping import step_rate, trial_prompts
 from packhorse.plans import Alternative, Forecast, Plan
@@ -16,10 +17,8 @@ from packhorse.tuning.measure import Clock
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # by torch's names
 ROWS = {"cpu": 64}  # written on at the same time, where nothing is measured; a step's cost is the weights' reading
 ROWS_ELSEWHERE = 128
-STATIC_PREFILL_TOKENS = 16_384
 LADDER = (16, 32, 64, 128, 256, 512)
 LONG_JOB = 20  # trials of one size: fewer rows than so many times it do not repay a trial
-GAIN = 1.05  # more rows cost memory: they are taken only where they gain as much
 
 
 class Rate(NamedTuple):
@@ -30,21 +29,26 @@ class Rate(NamedTuple):
 def choose_writing(loader: Loader, total_rows: float, column: str, clock: Clock = time.perf_counter) -> Plan:
     """Raises UsageError or ModelError."""
     precision, notes = writing_precision(loader)
+    loader.engine = loader.settings.engine  # an earlier job of this loader may have had another
     model = loader.generator(precision)
+    begin = clock()
     rates, rows = _rows(loader, model, total_rows, clock)
     quality, found = compare_quantized(loader, precision, _reference(loader), rows, clock)
+    choice = choose_engine(loader, precision, rows, _rate_of(rates, rows), total_rows, clock)
+    tuned_s = clock() - begin
     s = loader.settings
-    budget = s.max_batch_tokens or prefill_tokens(loader, model.engine)
     tokenizer = loader.material.choose_tokenizer("hf" if s.exact else s.tokenizer)
     return Plan(
         task=loader.description.task, backend=loader.backend_name, device=loader.device.split(":")[0],
         precision=precision, attention=model.attention, batching="packed" if model.engine == "continuous" else "padded",
-        engine=model.engine, max_new_tokens=model.max_new_tokens, batch_size=rows, max_batch_tokens=budget,
+        engine=model.engine, max_new_tokens=model.max_new_tokens, batch_size=rows,
+        max_batch_tokens=prefill_tokens(loader, model.engine),
         max_length=loader.max_length(precision), workers=loader.workers, threads=loader.threads,
         tokenizer=tokenizer.name, tokenizer_threads=loader.material.tokenizer_threads, text_column=column,
-        pair_column=None, notes=(*notes, *found, *loader.material.notes, *model.notes, *tokenizer.notes),
-        quality=quality, versions=loader.versions(), alternatives=_alternatives(loader, precision, rows, rates),
-        forecast=_forecast(loader, total_rows, rates, rows),
+        pair_column=None, notes=(*notes, *choice.notes, *found, *loader.material.notes, *model.notes, *tokenizer.notes),
+        quality=quality, versions=loader.versions(),
+        alternatives=(*choice.alternatives, *_alternatives(loader, precision, rows, rates)),
+        forecast=_forecast(loader, total_rows, choice.tokens_per_s or _rate_of(rates, rows), tuned_s),
     )  # fmt: skip
 
 
@@ -74,13 +78,6 @@ def _saved(loader: Loader) -> str:
     return PRECISIONS.get(loader.description.dtype or "float32", "fp32")
 
 
-def prefill_tokens(loader: Loader, engine: str) -> int:
-    """Of prompts in one forward. Rows that enter one by one are read as batches of values are; a static batch is read
-    at once, however many rows it is to be written on with."""
-    usual = loader.candidate("fp32").max_batch_tokens
-    return usual if engine == "continuous" else max(usual, STATIC_PREFILL_TOKENS)
-
-
 # -- rows at the same time
 
 
@@ -105,7 +102,7 @@ def _rows(loader: Loader, model: Generator, total_rows: float, clock: Clock) -> 
             rates.append(Rate(rows, step_rate(model, trial_prompts(loader, rows), loader, clock)))
         except DeviceOutOfMemoryError:
             break
-        if len(rates) > 1 and rates[-1].tokens_per_s < rates[-2].tokens_per_s * GAIN:
+        if len(rates) > 1 and rates[-1].tokens_per_s < rates[-2].tokens_per_s * GAIN:  # more rows cost memory
             break
     if not rates:
         return [], usual
@@ -117,7 +114,7 @@ def _rows(loader: Loader, model: Generator, total_rows: float, clock: Clock) -> 
 
 
 def _alternatives(loader: Loader, precision: str, rows: int, rates: list[Rate]) -> tuple[Alternative, ...]:
-    """By rows at the same time, the chosen one first."""
+    """By rows at the same time, the chosen one first: of steps with all of them."""
     listed = sorted(rates, key=lambda r: r.rows != rows)
     return tuple(
         Alternative(
@@ -130,11 +127,14 @@ def _alternatives(loader: Loader, precision: str, rows: int, rates: list[Rate]) 
     )  # fmt: skip
 
 
-def _forecast(loader: Loader, total_rows: float, rates: list[Rate], rows: int) -> Forecast:
+def _rate_of(rates: list[Rate], rows: int) -> float | None:
+    return next((r.tokens_per_s for r in rates if r.rows == rows), None)
+
+
+def _forecast(loader: Loader, total_rows: float, tokens_per_s: float | None, tuned_s: float) -> Forecast:
     lengths = loader.material.lengths
     mean = float(lengths.mean()) if len(lengths) else 0.0
     return Forecast(
         rows=total_rows, tokens=mean * total_rows, sample_rows=len(lengths),
-        tokens_per_s=next((r.tokens_per_s for r in rates if r.rows == rows), None),
-        source="measured" if rates else "default",
+        tokens_per_s=tokens_per_s, tuned_s=tuned_s, source="measured" if tokens_per_s else "default",
     )  # fmt: skip

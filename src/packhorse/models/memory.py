@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,34 @@ def fits(need: MemoryNeed, free_bytes: Mapping[str, int]) -> list[str]:
         f"{_gb(need.total_bytes - free)} too little."
     ]
     return [*lines, *_precisions(need, free), *_rows(need, free), *_tokens(need, free), *_devices(need, free_bytes)]
+
+
+def over_ranks(need: MemoryNeed, count: int) -> MemoryNeed:
+    """What one of so many ranks needs, each on a device of its own: weights, keys and values are shared out evenly.
+    Activations are counted whole: what of them lies on every rank (hidden states, logits) is most of it."""
+    return replace(
+        need,
+        weights_bytes=-(-need.weights_bytes // count),
+        kv_cache_bytes=-(-need.kv_cache_bytes // count),
+        row_bytes=-(-need.row_bytes // count),
+        token_bytes=-(-need.token_bytes // count),
+        weights_by_precision={},  # what is smaller than bf16 is not cut
+        largest_layer_bytes=-(-need.largest_layer_bytes // count),
+    )
+
+
+def fits_ranks(need: MemoryNeed, free_bytes: Mapping[str, int]) -> list[str]:
+    """The same of a model that --tensor-parallel cuts. need: of one rank. free_bytes: of the ranks' devices."""
+    device, free = min(free_bytes.items(), key=lambda item: item[1])
+    if need.total_bytes <= free:
+        return []
+    return [
+        f"Each of {len(free_bytes)} ranks needs {_gb(need.total_bytes)} ({_parts(need)}), and {device} has {_gb(free)} "
+        f"free: {_gb(need.total_bytes - free)} too little.",
+        "More devices: each then holds less of the weights.",
+        *_rows(need, free),
+        *_tokens(need, free),
+    ]
 
 
 def fits_split(need: MemoryNeed, max_memory: Mapping[str, int], free_bytes: Mapping[str, int]) -> list[str]:

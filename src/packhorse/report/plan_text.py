@@ -47,8 +47,7 @@ def _writing(e: Explanation) -> Iterator[RenderableType]:
     """Of generation."""
     yield Text(f"\n{e.task}: {e.rows_at_once:,} rows at once, up to {e.max_new_tokens:,} new tokens each", style="bold")
     for a in e.alternatives:
-        mark = ">" if a.status == "chosen" else " "
-        yield Text(f"{mark} {a.rows_at_once or 0:>5,} rows at once: {rate(a)} tokens/s")
+        yield Text(("> " if a.status == "chosen" else "  ") + _writer(a))
     yield Text("\nwhat it takes", style="bold")
     if e.memory is not None:
         yield from (Text(f"  {name:<10} {text}") for name, text in _memory(e.memory))
@@ -59,12 +58,22 @@ def _writing(e: Explanation) -> Iterator[RenderableType]:
         yield Text(f"  {'cost':<10} up to {e.cost:,.2f} at {e.price_per_hour:,.2f} an hour")
 
 
+def _writer(a: Alternative) -> str:
+    """An engine, by a trial of prompts and outputs, or a number of rows, by steps with all of them."""
+    if a.engine is None:
+        return f"{a.rows_at_once or 0:>5,} rows at once: {rate(a)} tokens/s"
+    outcome = "" if a.status == "chosen" else f"{a.status.replace('_', ' ')}: {a.reason}"
+    figure = f"{rate(a)} tokens/s" if a.measured_tokens_per_s is not None else ""
+    return f"{a.engine}: {', '.join(filter(None, (figure, outcome))) or 'taken without a trial'}"
+
+
 def _memory(memory: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "weights", f"{size(memory['weights_bytes'])} in {memory['precision']}"
     yield "KV cache", f"{size(memory['kv_cache_bytes'])} of {memory['max_rows']:,} rows at their longest"
     yield "activations", size(memory["activation_bytes"])
     free = ", ".join(f"{size(count)} free on {device}" for device, count in memory["free_bytes"].items())
-    yield "in all", f"{size(memory['total_bytes'])}; {free}"
+    each = f", each of {memory['ranks']} ranks" if "ranks" in memory else ""
+    yield "in all", f"{size(memory['total_bytes'])}{each}; {free}"
 
 
 def _histogram(lengths: dict[str, int]) -> Iterator[Text]:

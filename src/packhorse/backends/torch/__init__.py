@@ -21,8 +21,11 @@ NEEDS_WEIGHTS = True
 
 
 def choose_device(settings: EngineConfig) -> str:
-    """The device of --devices. Raises UsageError where it is not here."""
+    """The device of --devices, the first of those of --tensor-parallel. Raises UsageError where it is not here."""
     import torch
+
+    if settings.tensor_parallel:
+        return parallel_devices(settings)[0]
 
     devices = settings.devices
 
@@ -41,6 +44,13 @@ def choose_device(settings: EngineConfig) -> str:
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UsageError(f"--devices {devices}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
     return devices
+
+
+def parallel_devices(settings: EngineConfig) -> tuple[str, ...]:
+    """Those that --tensor-parallel cuts each layer over. Raises UsageError where they are not here."""
+    from packhorse.backends.torch.parallel.devices import parallel_devices
+
+    return parallel_devices(settings)
 
 
 def own_precision(description: ModelDescription, settings: EngineConfig) -> str | None:
@@ -143,6 +153,10 @@ def load_tokenizer(description: ModelDescription) -> TokenizerParts:
 
 def load(request: LoadRequest) -> LoadedModel | Generator:
     """Raises ModelError where weights are missing or do not fit the task."""
+    if request.placement.tensor_parallel:
+        from packhorse.backends.torch.parallel.models import load_parallel
+
+        return load_parallel(request)
     if request.decoding is not None:
         from packhorse.backends.torch.generation.model import TorchGenerator
 

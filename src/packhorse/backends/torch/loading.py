@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from packhorse.backends.torch.attention import implementation
+from packhorse.backends.torch.parallel.shares import is_cut, local_bytes
 from packhorse.backends.torch.placement import Placer, first_device, offloaded, placed, placement_note
 from packhorse.backends.torch.quantization.choice import BITSANDBYTES
 from packhorse.backends.torch.quantization.loading import QuantizedLoading, quantized_loading
@@ -24,20 +25,25 @@ NOT_BROUGHT = (
 )
 
 
+Loaded = Callable[[Any, bool], None]  # the model, and whether it writes
+
+
 class LoadedWeights(NamedTuple):
     """device: that inputs go to. base: the precision whose rounding its values have."""
 
     model: Any
     device: str
     base: str
-    is_plain: bool  # neither quantized by a library nor split: its linear layers are torch's own
+    is_plain: bool  # neither quantized by a library nor split nor cut: its linear layers are torch's own
     is_split: bool
     notes: tuple[str, ...]
     placer: Placer
 
     @property
     def num_bytes(self) -> int:
-        """Of all weights, wherever they lie."""
+        """Of all weights, wherever they lie; of a model that is cut over several ranks this rank's share."""
+        if is_cut(self.model):
+            return local_bytes(self.model)
         return sum(p.num_bytes for p in placed(self.model)) if self.is_split else weight_bytes(self.model)
 
     def close(self) -> None:
@@ -45,8 +51,9 @@ class LoadedWeights(NamedTuple):
         self.placer.close()
 
 
-def load_on_devices(request: LoadRequest, generates: bool) -> LoadedWeights:
-    """Raises ModelError, and UsageError for what does not go together or is not here."""
+def load_on_devices(request: LoadRequest, generates: bool, loaded: Loaded | None = None) -> LoadedWeights:
+    """loaded: called with the model as soon as its weights are there. Raises ModelError, and UsageError for what does
+    not go together or is not here."""
     auto = auto_class(request.reduction, request.description.is_encoder_decoder)
     if request.device.startswith("cuda:"):  # torch takes none without a number
         torch.cuda.set_device(request.device)
@@ -62,6 +69,8 @@ def load_on_devices(request: LoadRequest, generates: bool) -> LoadedWeights:
         if quantized and request.placement.is_split:
             _check_brought(request, model)
         placer.settle(model, body_alone=not generates)
+        if loaded is not None:
+            loaded(model, generates)
         notes = quantized.finish(model, request) if quantized else ()
     except BaseException:
         placer.close()
@@ -70,14 +79,15 @@ def load_on_devices(request: LoadRequest, generates: bool) -> LoadedWeights:
     if split:
         notes += (placement_note(model),)
     device = str(first_device(model)) if split else request.device
-    return LoadedWeights(model, device, base, quantized is None and not split, split, notes, placer)
+    is_plain = quantized is None and not split and not request.placement.tensor_parallel
+    return LoadedWeights(model, device, base, is_plain, split, notes, placer)
 
 
 def _loaded(request: LoadRequest, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     folder, precision = request.description.folder, request.precision
     try:
         model = load_weights(request.description, request.reduction, dtype, implementation(request), options)
-        return model if "device_map" in options else model.to(request.device)
+        return model if "device_map" in options or request.placement.tensor_parallel else model.to(request.device)
     except ModelError as failure:
         if "quantization_config" not in options or not request.placement.is_split:
             raise
@@ -91,13 +101,7 @@ def _loaded(request: LoadRequest, dtype: torch.dtype, options: dict[str, Any]) -
 
 def _check_split(request: LoadRequest, quantized: QuantizedLoading | None) -> None:
     """Raises UsageError for what a model on several devices cannot be."""
-    placement = request.placement
-    if placement.tensor_parallel:
-        raise UsageError(
-            "--tensor-parallel: backend torch writes one output from one process, and does not run in several yet; "
-            "--device-map auto splits the model by layers, --backend vllm splits layers over the GPUs itself"
-        )
-    if not placement.is_split:
+    if request.placement.device_map is None:
         return
     if request.description.adapter is not None:
         raise UsageError(

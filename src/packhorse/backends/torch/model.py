@@ -11,7 +11,7 @@ from packhorse.backends.torch.attention import check_attention
 from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.int8 import quantize
 from packhorse.backends.torch.layouts import Compiled, Layout, Packed, Padded
-from packhorse.backends.torch.loading import load_on_devices
+from packhorse.backends.torch.loading import Loaded, load_on_devices
 from packhorse.backends.torch.placement import execution_devices
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.reduce import Reducer
@@ -36,15 +36,16 @@ TRIAL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError,
 
 
 class TorchModel:
-    def __init__(self, request: LoadRequest) -> None:
-        """Raises ModelError, or UsageError where what was asked for is not available here."""
+    def __init__(self, request: LoadRequest, loaded: Loaded | None = None) -> None:
+        """loaded: called when the weights are there, before any forward. Raises ModelError, or UsageError where what
+        was asked for is not available here."""
         self.device = request.device
         self.notes: tuple[str, ...] = ()
         self.is_packed = False
         check_attention(request.attention, request.device)
         if request.attention == "flex_attention" and request.device == "cpu":
             self.notes += ("flex_attention is compiled for every new shape: on a CPU that takes minutes",)
-        self._weights = load_on_devices(request, generates=False)
+        self._weights = load_on_devices(request, generates=False, loaded=loaded)
         self._model, self._base, self.device = self._weights.model, self._weights.base, self._weights.device
         self.notes += self._weights.notes
         self.max_length = max_positions(self._model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,11 +17,11 @@ from packhorse.backends.torch.generation.continuous_probe import fits
 from packhorse.backends.torch.generation.proving import FAILURES, first_line
 from packhorse.backends.torch.generation.static import StaticEngine
 from packhorse.backends.torch.generation.stepping import Stepper
-from packhorse.backends.torch.loading import LoadedWeights, load_on_devices
+from packhorse.backends.torch.loading import Loaded, LoadedWeights, load_on_devices
 from packhorse.backends.torch.quality import compare_language_models
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.weights import max_positions
-from packhorse.data import ModelCost, RowError, Tokens, offsets_of
+from packhorse.data import Int64s, ModelCost, RowError, Tokens, offsets_of
 from packhorse.errors import ModelError, UsageError
 from packhorse.generation import Decoding, Generated, Prompts
 from packhorse.load_request import LoadRequest
@@ -32,16 +34,19 @@ PACKED = ("auto", "packed")  # kinds of attention that the continuous engine has
 
 
 class Writer(Protocol):
+    engine: str
+
     def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated: ...
 
 
 class TorchGenerator:
-    def __init__(self, request: LoadRequest, tokenizer: Any) -> None:
-        """tokenizer: the model's, as tokenizers.Tokenizer. Raises ModelError, and UsageError where what was asked for
-        is not available here."""
+    def __init__(self, request: LoadRequest, tokenizer: Any, loaded: Loaded | None = None) -> None:
+        """tokenizer: the model's, as tokenizers.Tokenizer. loaded: called when the weights are there.
+        Raises ModelError, and UsageError where what was asked for is not available here."""
         check_attention(request.attention, request.device)
         self.device = request.device
-        self._weights: LoadedWeights = load_on_devices(request, generates=True)
+        self._request, self._writers = request, dict[str, Writer]()
+        self._weights: LoadedWeights = load_on_devices(request, generates=True, loaded=loaded)
         self._model = self._weights.model
         self._notes: tuple[str, ...] = self._weights.notes
         self.reduction = request.reduction
@@ -58,8 +63,7 @@ class TorchGenerator:
             self.weight_bytes = self._weights.num_bytes
             if request.device == "cpu" and self._weights.is_plain:
                 self._speed_up_layers(request)
-            self._writer: Writer = self._choose(request)
-        self.attention = "packed" if self.engine == "continuous" else _attention_of(request, self._model)
+            self.write_with(request.engine)
         self.max_new_tokens, self.is_sampled = self._stepper.max_new_tokens, self._stepper.is_sampled
 
     def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated:
@@ -82,27 +86,52 @@ class TorchGenerator:
 
     def close(self) -> None:
         self._weights.close()
-        del self._model, self._writer, self._weights
+        del self._model, self._writer, self._writers, self._weights
 
-    # -- what this model can do
+    # -- engines around the same weights
 
-    def _choose(self, request: LoadRequest) -> Writer:
-        """The engine asked for, else the first that is right for model and settings."""
-        asked = request.engine
-        self.engine = asked if asked != "auto" else self._best(request)
-        if asked == "continuous":
-            self._check_continuous(request)
-        if request.attention == "packed" and self.engine != "continuous":
-            raise UsageError(f"--attention packed: --engine {self.engine} runs padded batches; leave one of them out")
-        return self._made(request)
+    def engines(self) -> dict[str, str | None]:
+        """Those of --engine, and why one is none for this model and these settings; None where nothing speaks against
+        it before it is tried."""
+        from packhorse.backends.torch.generation.paged import unfit
 
-    def _made(self, request: LoadRequest) -> Writer:
-        model, stepper, device = self._model, self._stepper, self._weights.device
-        if self.engine == "continuous":
+        library = self._stepper.needs_library
+        if library is not None:
+            return {"generate": None, **dict.fromkeys(("continuous", "static", "paged"), library)}
+        padded = "--attention packed, and it is not" if self._request.attention == "packed" else None
+        split = "the model's layers lie on several devices" if self._weights.is_split else None
+        return {
+            "continuous": self._why_not_continuous,
+            "static": padded,
+            "paged": padded or split or unfit(self._model, self._stepper),
+            "generate": "rows of a batch stay until its longest output is done: for what no other engine can do",
+        }
+
+    def write_with(self, engine: str) -> None:
+        """By this engine from now on; auto: by the first that is right. Raises UsageError where model or settings are
+        not for it."""
+        with quiet():
+            name = self._best if engine == "auto" else engine
+            if name not in self._writers:
+                self._writers[name] = self._made(name)
+        self.engine, self._writer = name, self._writers[name]
+        self.attention = "packed" if name == "continuous" else _attention_of(self._request, self._model)
+
+    def forced(self, lengths: Int64s) -> AbstractContextManager[None]:
+        """Stepper.forced()."""
+        return self._stepper.forced(lengths)
+
+    def _made(self, engine: str) -> Writer:
+        model, stepper, device, request = self._model, self._stepper, self._weights.device, self._request
+        if request.attention == "packed" and engine != "continuous":
+            raise UsageError(f"--attention packed: --engine {engine} runs padded batches; leave one of them out")
+        if engine == "continuous":
+            if self._why_not_continuous is not None:
+                raise UsageError(f"--engine continuous: {self._why_not_continuous}; --engine auto takes another")
             return ContinuousEngine(model, stepper, device)
-        if self.engine == "static":
+        if engine == "static":
             return StaticEngine(model, stepper, device, request.trial)
-        if self.engine == "paged":
+        if engine == "paged":
             from packhorse.backends.torch.generation.paged import PagedEngine
 
             return PagedEngine(model, stepper, device, request.trial)
@@ -110,28 +139,27 @@ class TorchGenerator:
 
         return LibraryEngine(model, stepper, device, request.trial)
 
-    def _best(self, request: LoadRequest) -> str:
+    @functools.cached_property
+    def _best(self) -> str:
         if self._stepper.needs_library is not None:
             self._notes += (f"transformers' own generate(): {self._stepper.needs_library}",)
             return "generate"
-        why_not = self._why_not_continuous(request)
+        why_not = self._why_not_continuous
         if why_not is None:
             return "continuous"
-        if not request.description.is_encoder_decoder:
+        if not self._request.description.is_encoder_decoder:
             self._notes += (f"rows run in batches that they leave, not enter: {why_not}",)
         return "static"
 
-    def _why_not_continuous(self, request: LoadRequest) -> str | None:
-        if request.attention not in PACKED:
-            return f"--attention {request.attention} is for padded batches"
+    @functools.cached_property
+    def _why_not_continuous(self) -> str | None:
+        if self._request.attention not in PACKED:
+            return f"--attention {self._request.attention} is for padded batches"
         if self._weights.is_split:
             return "its layers lie on several devices"
-        return fits(self._model, self.device, request.trial, self.max_length)
+        return fits(self._model, self.device, self._request.trial, self.max_length)
 
-    def _check_continuous(self, request: LoadRequest) -> None:
-        why_not = self._why_not_continuous(request)
-        if why_not is not None:
-            raise UsageError(f"--engine continuous: {why_not}; --engine auto takes another")
+    # -- what this model can do
 
     def _set_threads(self, request: LoadRequest) -> None:
         if request.device == "cpu":

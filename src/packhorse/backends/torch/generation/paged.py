@@ -107,7 +107,7 @@ class PagedEngine:
     def _results(self, rows: Sequence[Row], max_rows: int, max_tokens: int) -> Iterator[tuple[int, Any]]:
         """Place in rows, and transformers' GenerationOutput, as requests end; fewer where the thread dies."""
         config = copy.deepcopy(self._stepper.config)
-        if config.eos_token_id is None:
+        if config.eos_token_id is None or self._stepper.is_forced:
             config.eos_token_id = -1  # transformers' word for none
         with self._model.continuous_batching_context_manager(
             generation_config=config,

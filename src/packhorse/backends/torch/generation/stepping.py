@@ -3,7 +3,8 @@ those that transformers' generate() gives to that prompt alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,7 @@ class Stepper:
         """max_length: positions of the model, of the decoder where there is an encoder; None: no limit known. Raises
         UsageError for settings that cannot be meant."""
         self._model, self._seed, self._max_length = model, decoding.seed, max_length
+        self._forced: Int64s | None = None
         self.with_logprobs = decoding.with_logprobs
         device = first_device(model)  # a model that lies on several has no other
         self.config = effective_config(model, decoding.settings, device)
@@ -102,6 +104,20 @@ class Stepper:
         self._constraint = self._constrained(tokenizer, decoding) if decoding.is_constrained else None
         if self.needs_library is None:
             self._use(device)
+
+    @contextlib.contextmanager
+    def forced(self, lengths: Int64s) -> Iterator[None]:
+        """Meanwhile an output has lengths[its prompt's key] tokens, whatever they are: for trials. Only a grammar ends
+        it sooner, and the model's last position."""
+        self._forced = lengths
+        try:
+            yield
+        finally:
+            self._forced = None
+
+    @property
+    def is_forced(self) -> bool:
+        return self._forced is not None
 
     @property
     def is_constrained(self) -> bool:
@@ -120,6 +136,8 @@ class Stepper:
         limit = int(asked if asked is not None else self.config.max_length - len(start))
         if self._max_length is not None:
             limit = min(limit, self._max_length - len(start))
+        if self._forced is not None:
+            limit = min(limit, int(self._forced[key]))
         row = Row(prompt, start, key, sample, limit)
         most = self.config.max_length
         if asked is None and len(start) >= most:
@@ -177,6 +195,8 @@ class Stepper:
     def _ends(self, row: Row, token_id: int) -> bool:
         if self._constraint is not None:
             return self._constraint.accept(row, token_id)
+        if self._forced is not None:
+            return False
         return token_id in self._eos or (self._stops is not None and self._stops.ends(row.start, row.ids))
 
     def _use(self, device: torch.device) -> None:

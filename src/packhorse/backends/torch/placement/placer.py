@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -140,10 +139,8 @@ def _free(device: str) -> int:
 
 
 def _check_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        raise UsageError(
-            "--tensor-parallel: needs a process for every GPU; start with torchrun --nproc-per-node N -m packhorse ..."
-        )
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() < 2:
+        raise UsageError("--tensor-parallel: is for several processes that have met, and this one is alone")
 
 
 def _parallel(auto: Any, folder: Path) -> dict[str, Any]:
@@ -154,6 +151,7 @@ def _parallel(auto: Any, folder: Path) -> dict[str, Any]:
     try:  # transformers takes tp_plan by itself until 5.18
         from transformers.distributed import DistributedConfig
 
-        return {"distributed_config": DistributedConfig(tp_plan="auto")}
+        size = torch.distributed.get_world_size()
+        return {"distributed_config": DistributedConfig(tp_size=size, tp_plan="auto")}
     except (ImportError, TypeError):
         return {"tp_plan": "auto"}
