@@ -227,7 +227,8 @@ def run_with(
     config: RunConfig = validated(RunConfig, values)
     check_can_mirror(config, is_path)
     folder = RunFolder(config.output, config.output_is_file, files=make_writer(config.output_extension).files)
-    reopen = partial(open_input, config.input, folder.places, ReaderOptions.of(config))
+    stop = stop or Stop()
+    reopen = partial(open_input, config.input, folder.places, ReaderOptions.of(config), on_wait=stop.check)
     reader: Reader = reopen() if is_path else _in_memory(input, config)
     if config.mirror:
         config = with_format(config, reader.files[0])
@@ -238,7 +239,7 @@ def run_with(
     reporter = Reporter("none" if config.quiet else config.progress)
     again = (lambda groups: reopen(groups=groups)) if is_path else None
     loader = loader or Loader(settings.on_first_device())
-    return Job(config, loader, reader, folder, reporter, stop or Stop(), again).run()
+    return Job(config, loader, reader, folder, reporter, stop, again).run()
 
 
 def _in_memory(rows: Any, config: RunConfig) -> Reader:

@@ -96,10 +96,12 @@ class TooManyErrorsError(PackhorseError):
 class InterruptedRunError(PackhorseError):
     """Stopped by a signal after committing what was complete."""
 
-    def __init__(self, signum: int, rows_done: int) -> None:
+    def __init__(self, signum: int, rows_done: int | None) -> None:
+        """rows_done: all that are committed; None where the stop came before that was looked up."""
         self.exit_code = 128 + signum
+        done = "what was committed before stays" if rows_done is None else f"{rows_done:,} rows are committed"
         super().__init__(
-            f"stopped by signal {signum}; {rows_done:,} rows are committed. "
+            f"stopped by signal {signum}; {done}. "
             "The same command, without --overwrite, goes on from there."
         )
 

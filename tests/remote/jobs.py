@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
+import os
 import sys
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests import fork_server
+from tests.fork_server import NO_TORCH
 from tests.models import WORDS
 
 DEADLINE_S = 120  # against hanging, not a measure of speed
-SOURCE = """
-import json, sys
-for name in json.loads(sys.argv[4]):
-    sys.modules[name] = None  # as if it were not installed
-import packhorse
-packhorse.run(*sys.argv[1:4], backend="null", shard_rows=100, text_column="text", progress="plain")
-"""
+PRELOAD = [*NO_TORCH, "s3fs", "aiobotocore.session", "pyarrow.fs"]
 
 
 def texts(count: int) -> list[str | None]:
@@ -38,10 +34,10 @@ def jsonl_bytes(count: int) -> bytes:
     return b"".join(json.dumps({"id": i, "text": text}).encode() + b"\n" for i, text in enumerate(texts(count)))
 
 
-def started(model: Any, rows: str, output: str, without: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def started(model: Any, rows: str, output: str, without: tuple[str, ...] = ()) -> fork_server.Forked:
     """without: packages that the process cannot import."""
-    command = [sys.executable, "-c", SOURCE, str(model), rows, output, json.dumps(without)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = (model, rows, output, json.dumps(without))
+    return fork_server.start(arguments, os.environ, "tests.remote.jobs", PRELOAD if not without else NO_TORCH)
 
 
 def finished(model: Any, rows: str, output: str, without: tuple[str, ...] = ()) -> str:
@@ -50,3 +46,11 @@ def finished(model: Any, rows: str, output: str, without: tuple[str, ...] = ()) 
     _, said = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, said
     return said
+
+
+if __name__ == "__main__":
+    for name in json.loads(sys.argv[4]):
+        sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
+    import packhorse
+
+    packhorse.run(*sys.argv[1:4], backend="null", shard_rows=100, text_column="text", progress="plain")

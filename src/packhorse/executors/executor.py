@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from packhorse.data import RowError, Shard
+from packhorse.errors import InterruptedRunError
+from packhorse.executors.lanes import LaneStoppedError
 from packhorse.metrics import Counters, LiveCounters
 from packhorse.readers.cut import ShardRows
 from packhorse.shard import Budget, Budgets
@@ -29,14 +31,31 @@ LowerBudget = Callable[[int, Budget], None]  # first shard it holds for, the bud
 
 @dataclass
 class Stop:
-    """Set by a signal; the run ends after the batch that is running."""
+    """Set by a signal; the run ends after the batch that is running. has_failed: a lane did, and the one that waits for
+    input is to end too."""
 
     event: threading.Event = field(default_factory=threading.Event)
     signum: int = 0
+    has_failed: bool = False
 
     def set(self, signum: int) -> None:
         self.signum = signum
         self.event.set()
+
+    def check(self) -> None:
+        """For whoever waits for input. Raises InterruptedRunError where it is set, LaneStoppedError after a failure."""
+        if self.has_failed:
+            raise LaneStoppedError
+        if self.event.is_set():
+            raise InterruptedRunError(self.signum, None)
+
+
+def next_shard(shards: Iterator[ShardRows]) -> ShardRows | None:
+    """None at the end of the input, and where a stop ended the wait for it."""
+    try:
+        return next(shards, None)
+    except InterruptedRunError:
+        return None
 
 
 @dataclass

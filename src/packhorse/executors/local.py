@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from packhorse.devices.host import rss_peak_bytes
 from packhorse.errors import DeviceOutOfMemoryError
-from packhorse.executors.executor import Commit, LowerBudget, Outcome, Stop
+from packhorse.executors.executor import Commit, LowerBudget, Outcome, Stop, next_shard
 from packhorse.executors.lanes import Breaker, Channel, Lane
 from packhorse.metrics import Counters, LiveCounters
 from packhorse.readers.cut import ShardRows
@@ -92,11 +92,13 @@ def run_shards(
         pass  # what is in `forwarded` is still committed
     except BaseException as error:  # noqa: BLE001 - raised below, after the other lanes have ended
         breaker.trip(error)
+        stop.has_failed = True
     forwarded.close()
     prepared.abandon()
     begin = time.perf_counter()
     for lane in lanes:
         lane.join()
+    stop.has_failed = False
     if breaker.error is not None:
         raise breaker.error
     outcome.wait_input_s = prepared.waited_s
@@ -114,7 +116,7 @@ def _prepare_lane(
 ) -> None:
     while not stop.event.is_set():
         begin = time.perf_counter()
-        rows = next(shards, None)
+        rows = next_shard(shards)
         read_s = time.perf_counter() - begin
         if rows is None:
             break

@@ -20,7 +20,7 @@ from packhorse.readers.appended import AppendedReader
 from packhorse.readers.dataset import PREFIX as DATASET
 from packhorse.readers.dataset import open_dataset
 from packhorse.readers.options import FLAGS, ReaderOptions
-from packhorse.readers.sources import CODECS, STANDARD_INPUT, without_compression
+from packhorse.readers.sources import CODECS, STANDARD_INPUT, OnWait, no_look, without_compression
 from packhorse.stages import Reader
 
 DEFAULTS = ReaderOptions()
@@ -32,6 +32,7 @@ def open_input(
     apart_from: Sequence[Any] = (),
     options: ReaderOptions = DEFAULTS,
     groups: Sequence[Sequence[str]] | None = None,
+    on_wait: OnWait = no_look,
 ) -> Reader:
     """The reader of a file, folder or glob, of `dataset:NAME`, or of standard input, `-`. Files are taken in the order
     of their full path.
@@ -39,7 +40,8 @@ def open_input(
     A glob does not take what lies in the places of `apart_from`: the output of this very command. A format that is
     asked for holds for files of any name; in a folder it picks those with its extensions, or, without any, all. Text
     beside other formats in a folder is no data, unless it is asked for. groups: these files instead of those found
-    there, in that order, with the columns of the first group.
+    there, in that order, with the columns of the first group. on_wait: called before each read of
+    standard input, and now and then while it is silent; may raise.
 
     Raises UsageError when nothing is there, when the format is unknown, when formats are mixed, or for a setting that
     the format does not have.
@@ -62,6 +64,8 @@ def open_input(
             f"{FLAGS[unfit[0]]}: {address} is read as {name}, and only {legal} has that; drop it, or say --input-format"
         )
     given = {setting: getattr(options, setting) for setting in settings}
+    if _reads_lines(module):
+        given["on_wait"] = on_wait
     first, *others = groups or [files]
     reader: Reader = module.open_files(first, **given)
     if getattr(module, "TAKES_COLUMNS", False):

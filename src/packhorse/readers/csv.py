@@ -16,6 +16,7 @@ from typing import NamedTuple
 from packhorse.data import Int64s, RowError
 from packhorse.errors import UsageError
 from packhorse.readers.delimited import DelimitedReader, Records
+from packhorse.readers.sources import OnWait, no_look
 from packhorse.stages import Reader
 
 EXTENSIONS = (".csv",)
@@ -25,12 +26,14 @@ FEW_ROWS = 256  # lists of fields that live at the same time: the garbage collec
 MAX_RECORD_BYTES = 64 << 20  # of a record of several lines: a quote that is not closed would take the rest of the file
 
 
-def open_files(files: Sequence[str], delimiter: str | None = None, header: bool = True) -> Reader:
+def open_files(
+    files: Sequence[str], delimiter: str | None = None, header: bool = True, on_wait: OnWait = no_look
+) -> Reader:
     """Raises UsageError for a delimiter that cannot be one."""
     between = {None: ",", "\\t": "\t"}.get(delimiter, delimiter)
     if between is None or len(between) != 1 or between in '"\r\n':
         raise UsageError(f"--delimiter {delimiter!r}: legal is one character, no quote and no line end; \\t is a tab")
-    return DelimitedReader(files, partial(parse, delimiter=between), header, rows_are_lines=False)
+    return DelimitedReader(files, partial(parse, delimiter=between), header, rows_are_lines=False, on_wait=on_wait)
 
 
 def parse(lines: Sequence[str], marks: Int64s, is_last: bool, delimiter: str) -> Records:

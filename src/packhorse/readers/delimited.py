@@ -19,6 +19,7 @@ import pyarrow as pa
 from packhorse.data import RESCUED, Chunk, Int64s, Position, RowError
 from packhorse.errors import InputError, UsageError
 from packhorse.readers.lines import SAMPLE_BYTES, Block, LineReader, blocks, decode_error
+from packhorse.readers.sources import OnWait, no_look
 
 
 @dataclass(slots=True)
@@ -102,9 +103,11 @@ class Parsed(NamedTuple):
 class DelimitedReader(LineReader):
     """Records of files with the same columns, in the order given. A mark is a byte offset in its file."""
 
-    def __init__(self, files: Sequence[str], parse: Parse, has_header: bool, rows_are_lines: bool) -> None:
+    def __init__(
+        self, files: Sequence[str], parse: Parse, has_header: bool, rows_are_lines: bool, on_wait: OnWait = no_look
+    ) -> None:
         """Raises InputError where headers differ, UsageError for names that columns cannot have."""
-        super().__init__(files)
+        super().__init__(files, on_wait)
         self._parse, self._has_header, self.rows_are_lines = parse, has_header, rows_are_lines
         self._names = self._header() if has_header else self._numbered()
         self._has_rescued = not self._sample_is_all()

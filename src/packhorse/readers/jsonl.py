@@ -20,6 +20,7 @@ from packhorse.errors import UsageError
 from packhorse.jsontext import dumps
 from packhorse.readers.columns import has_lone_surrogate
 from packhorse.readers.lines import SAMPLE_BYTES, Block, LineReader, decode_error
+from packhorse.readers.sources import OnWait, no_look
 from packhorse.stages import Reader
 
 EXTENSIONS = (".jsonl", ".ndjson")
@@ -35,8 +36,8 @@ class Line(NamedTuple):
     raw: bytes
 
 
-def open_files(files: Sequence[str], columns: pa.Schema | None = None) -> Reader:
-    return JsonlReader(files, columns)
+def open_files(files: Sequence[str], columns: pa.Schema | None = None, on_wait: OnWait = no_look) -> Reader:
+    return JsonlReader(files, columns, on_wait)
 
 
 class JsonlReader(LineReader):
@@ -44,9 +45,9 @@ class JsonlReader(LineReader):
 
     raw_column: str | None = RAW_LINE
 
-    def __init__(self, files: Sequence[str], columns: pa.Schema | None = None) -> None:
+    def __init__(self, files: Sequence[str], columns: pa.Schema | None = None, on_wait: OnWait = no_look) -> None:
         """columns: those that the rows are to have, with `_rescued_data` besides; None: as the sample says."""
-        super().__init__(files)
+        super().__init__(files, on_wait)
         self.sampled = self._sample_schema()
         rescued = pa.field(RESCUED, pa.large_string())
         names = columns.names if columns is not None else []

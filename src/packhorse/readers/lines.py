@@ -19,7 +19,7 @@ import pyarrow as pa
 from packhorse.data import Int64s, Position, UInt32s
 from packhorse.errors import ChangedError, InputError
 from packhorse.readers.sample import even_rows
-from packhorse.readers.sources import Source, Stream, open_source
+from packhorse.readers.sources import OnWait, Source, Stream, no_look, open_source
 
 SAMPLE_BYTES = 16 << 20  # what a schema is decided on
 BLOCK_BYTES = 4 << 20
@@ -65,9 +65,9 @@ class LineReader:
     rescues = True
     rows_are_lines = True  # so that a row begins wherever a line does
 
-    def __init__(self, files: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[str], on_wait: OnWait = no_look) -> None:
         self.files = files
-        self._sources = [open_source(f) for f in files]
+        self._sources = [open_source(f, on_wait) for f in files]
         self._sizes = [s.num_bytes for s in self._sources]
 
     @property

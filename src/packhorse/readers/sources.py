@@ -9,7 +9,10 @@ from __future__ import annotations
 import bisect
 import bz2
 import hashlib
+import io
+import select
 import sys
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
@@ -26,6 +29,13 @@ READ_BYTES = 64 << 10  # of bz2
 HEAD_BYTES = 32 << 20  # of standard input, kept in memory
 HEAD_HASH_BYTES = 64 << 10
 ASSUMED_BYTES = 64 << 20  # that are still to come from standard input, while nobody knows
+LOOK_EVERY_S = 0.2  # at a stop, while standard input is silent
+
+OnWait = Callable[[], None]
+
+
+def no_look() -> None:
+    """Nobody can stop it: a wait lasts as long as the input is silent."""
 
 
 def without_compression(address: str) -> tuple[str, str | None]:
@@ -53,10 +63,13 @@ class Source(Protocol):
     def fingerprint(self) -> dict[str, object]: ...
 
 
-def open_source(address: str) -> Source:
-    """Raises InputError where there is no such file, UsageError where standard input is a terminal."""
+def open_source(address: str, on_wait: OnWait = no_look) -> Source:
+    """on_wait: called before each read of standard input and while it is silent; may raise.
+
+    Raises InputError where there is no such file, UsageError where standard input is a terminal.
+    """
     if address == STANDARD_INPUT:
-        return StandardInput(_standard_input())
+        return StandardInput(_standard_input(), on_wait)
     _, suffix = without_compression(address)
     return PlainFile(address) if suffix is None else CompressedFile(address, CODECS[suffix])
 
@@ -197,8 +210,8 @@ class StandardInput:
     is_seekable = False
     head_bytes: int | None = HEAD_BYTES
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._head = stream, bytearray()
+    def __init__(self, stream: BinaryIO, on_wait: OnWait = no_look) -> None:
+        self._stream, self._head, self._on_wait = stream, bytearray(), on_wait
         self._taken = HEAD_BYTES  # bytes that were read of the stream, once the head is full
         self._num_bytes: int | None = None  # known at the end
 
@@ -233,10 +246,35 @@ class StandardInput:
             self._head += data
 
     def _next(self, size: int) -> bytes:
-        data = b"" if self._num_bytes is not None else self._stream.read(size)
+        data = b"" if self._num_bytes is not None else self._read(size)
         if not data and self._num_bytes is None:
             self._num_bytes = len(self._head) if len(self._head) < HEAD_BYTES else self._taken
         return data
+
+    def _read(self, size: int) -> bytes:
+        """So many bytes, fewer at the end of the stream.
+
+        Only what has come is asked for: a read that waits can not be given up, and holds the lock of sys.stdin's
+        buffer, which the interpreter needs in order to end.
+        """
+        if not isinstance(self._stream, io.BufferedReader):
+            return self._stream.read(size)
+        pieces: list[bytes] = []
+        while size:
+            self._wait()
+            data = self._stream.read1(size)
+            if not data:
+                break
+            pieces.append(data)
+            size -= len(data)
+        return b"".join(pieces)
+
+    def _wait(self) -> None:
+        """Until there is a byte, or the end."""
+        while True:
+            self._on_wait()
+            if select.select([self._stream], [], [], LOOK_EVERY_S)[0]:
+                return
 
 
 class _Pass:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from packhorse.data import Chunk, Position, RowError
 from packhorse.readers.lines import Block, LineReader, decode_error
+from packhorse.readers.sources import OnWait, no_look
 from packhorse.stages import Reader
 
 EXTENSIONS = (".txt",)
@@ -21,8 +22,8 @@ IS_OFTEN_A_NOTE = True  # README.txt beside the data
 COLUMN = "text"
 
 
-def open_files(files: Sequence[str]) -> Reader:
-    return TextReader(files)
+def open_files(files: Sequence[str], on_wait: OnWait = no_look) -> Reader:
+    return TextReader(files, on_wait)
 
 
 class TextReader(LineReader):

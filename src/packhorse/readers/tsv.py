@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from packhorse.data import Int64s
 from packhorse.readers.delimited import DelimitedReader, Records
+from packhorse.readers.sources import OnWait, no_look
 from packhorse.stages import Reader
 
 EXTENSIONS = (".tsv", ".tab")
@@ -17,8 +18,8 @@ READS_LINES = True
 SETTINGS = ("header",)
 
 
-def open_files(files: Sequence[str], header: bool = True) -> Reader:
-    return DelimitedReader(files, parse, header, rows_are_lines=True)
+def open_files(files: Sequence[str], header: bool = True, on_wait: OnWait = no_look) -> Reader:
+    return DelimitedReader(files, parse, header, rows_are_lines=True, on_wait=on_wait)
 
 
 def parse(lines: Sequence[str], marks: Int64s, is_last: bool) -> Records:
