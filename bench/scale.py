@@ -43,7 +43,7 @@ MILLION = 1_000_000
 KILLS = (0.3, 0.7, 0.99)
 MIB = 1 << 20
 BOOK_SHARDS = (1_529, 15_262, 152_591)  # of 100 million, 1 and 10 billion rows
-LANES = (10, 100, 500)
+LANES = (10, 100, 500, 1_000)
 STAGE_ROWS = {"nanotoken": MILLION, "hf": 400_000}
 
 Found = dict[str, Any]

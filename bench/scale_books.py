@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.scale_engine import counters_of
+from bench.scale_figures import counters_of
 from packhorse.data import Position, Shard
 from packhorse.metrics import Counters
 from packhorse.outputs.manifest import RunFolder

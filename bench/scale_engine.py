@@ -1,8 +1,9 @@
 """The engine of scale_simulation.py: a job as a row of events.
 
-Real are the code that hands shards out and gives them on in order (executors/handing.py), that says how many rows a
-shard has (readers/cut.py) and the run folder with its records (outputs/manifest.py), on a store in memory. Simulated
-are the clock, the devices, their failures and what a store's answers take. The same seed gives the same figures; only
+Real are the code that hands shards out, once more where one is late, and gives them on in order (executors/handing.py),
+that says how many rows a shard has (readers/cut.py) and the run folder with its records (outputs/manifest.py), on a
+store in memory. Simulated are the clock, the devices, their failures, what a store's answers take and the threads that
+wait for them: as many commits at once as outputs/committing.py allows. The same seed gives the same figures; only
 cpu_us_per_shard is measured.
 """
 
@@ -12,67 +13,32 @@ import heapq
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from bench.scale_world import Devices, SimulatedStore, World
+from bench.scale_figures import Figures, counters_of
+from bench.scale_world import Devices, PlainHanding, SimulatedStore, World
 from packhorse.data import Position, Shard
 from packhorse.errors import WorkerDiedError
 from packhorse.executors.handing import HANDED, Handing, Task
 from packhorse.executors.lanes import Breaker
 from packhorse.executors.worker import Computed
-from packhorse.metrics import Counters
 from packhorse.outputs.manifest import RunFolder
 from packhorse.outputs.records import Commit
 from packhorse.readers.cut import ShardRows, rows_allowed
 from packhorse.shard import Budget
 
 OUTPUT_ROW_BYTES = 8
-TOKENS_PER_ROW = 13
 NOTHING = pa.table({})
+LOOK_S = 1.0  # between two looks of idle devices; the real ones look more often
 BUDGET = Budget(16_384, None)
 
-
-@dataclass
-class Figures:
-    """Of one simulated job, in simulated seconds."""
-
-    wall_s: float = 0.0
-    busy_s: float = 0.0  # of all devices, for shards that were given back
-    lost_s: float = 0.0  # of devices that died in the middle of a shard
-    tail_s: float = 0.0  # from when the first device has nothing more to do
-    shards: int = 0
-    rows: int = 0
-    deaths: int = 0
-    restarts: int = 0  # of the whole job, from its last commit: a shard was the end of two workers in a row
-    commit_busy_s: float = 0.0  # of the lane that commits
-    record_bytes: int = 0
-    cpu_us_per_shard: float = 0.0  # of the real code, on the machine that simulates
-    efficiency: float = 0.0
-
-
-class BackedHanding(Handing):
-    """What could be: who has nothing to do computes the shard that all others wait for once more, and the first result
-    counts (the backup tasks of Dean and Ghemawat, MapReduce, OSDI 2004, 3.6). Outputs are the same bytes."""
-
-    def __init__(self, breaker: Breaker, window: int) -> None:
-        super().__init__(breaker, window)
-        self._backed: set[int] = set()
-
-    def take(self, held: Sequence[Task], timeout_s: float) -> Task | None:
-        task = super().take(held, timeout_s)
-        if task is not None or held or self.is_over:
-            return task
-        running = (t for t in self._open.values() if t.computed is None and t.index not in self._backed)
-        task = min(running, key=lambda t: t.index, default=None)
-        if task is not None:
-            self._backed.add(task.index)
-        return task
+Made = tuple[Commit, Mapping[str, Path]]  # a part that is written and not put yet
 
 
 @dataclass
@@ -84,12 +50,17 @@ class _Device:
     began_s = last_s = 0.0
 
 
+class _Put(NamedTuple):
+    task: Task
+    end_s: float
+
+
 class Simulation:
     """`run()` plays the events in the order of their times."""
 
     def __init__(self, world: World, scratch: Path) -> None:
         self.world, self.figures = world, Figures()
-        self.store = SimulatedStore(world.put_s, world.seed, scratch)
+        self.store = SimulatedStore(world.put_s, world.seed, scratch, world.commits_at_once)
         self.folder = RunFolder("sim://out", is_file=False, store=self.store)
         self.folder.write_manifest({"plan": {}, "budgets": [[0, BUDGET.max_batch_tokens, None]], "finished": False})
         self._random = Devices(world)
@@ -97,6 +68,7 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._num_events, self._now = 0, 0.0
         self._next_row = self._next_index = 0
+        self._will_look = False
         self._cpu_s = 0.0
 
     def run(self) -> Figures:
@@ -120,9 +92,10 @@ class Simulation:
         heapq.heappush(self._events, (seconds, self._num_events, event))
 
     def _begin(self) -> None:
-        self._handing = (BackedHanding if self.world.has_backups else Handing)(Breaker(), self.world.window)
-        self._num_open = self._num_waiting = 0
+        kind = Handing if self.world.has_backups else PlainHanding
+        self._handing = kind(Breaker(), self.world.window, max_bytes=1, clock=lambda: self._now)  # rows have no bytes
         self._is_committing = False
+        self._puts: deque[_Put] = deque()  # in order
         self._read: Task | None = None  # it waits for room
         self._empty: deque[_Device] = deque()  # devices that hold nothing
         self._half: deque[_Device] = deque()  # and those that may have one more
@@ -131,6 +104,8 @@ class Simulation:
     def _restart(self) -> None:
         """The run ended with an error; the same command goes on after the last record."""
         self.figures.restarts += 1
+        while self._puts:  # what is under way ends first
+            self._count(self._puts.popleft().task)
         self._next_row, self._next_index = self.figures.rows, self.figures.shards
         self._begin()
         for device in self._devices:
@@ -155,13 +130,16 @@ class Simulation:
     def _was_read(self, handing: Handing, task: Task) -> None:
         if handing is not self._handing:  # of a run that ended
             return
-        if self._num_open >= self.world.window:
-            self._read = task
+        self._read = task
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Where there is room by now."""
+        if self._read is None or not self._handing.has_room:
             return
-        self._timed(lambda: handing.put(task))
-        self._num_open += 1
-        self._num_waiting += 1
-        self._read_next(handing)
+        task, self._read = self._read, None
+        self._timed(lambda: self._handing.put(task))
+        self._read_next(self._handing)
         self._hand_out()
 
     # -- devices
@@ -177,21 +155,32 @@ class Simulation:
         """To those that hold nothing first, in turn; each is asked once."""
         for hungry in (self._empty, self._half):
             for _ in range(len(hungry)):
-                if not self._num_waiting and (hungry is self._half or not self.world.has_backups):
-                    return
+                if not self._handing.num_waiting and hungry is self._half:
+                    break
                 if not self._offer(hungry.popleft(), hungry):
                     break
+        self._look_later()
+        self._read_on()
+
+    def _look_later(self) -> None:
+        """Who holds nothing looks now and then whether a shard is late."""
+        if self._will_look or not self._empty or self._handing.is_over or not self.world.has_backups:
+            return
+        self._will_look = True
+        self._at(self._now + LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._will_look = False
+        self._hand_out()
 
     def _offer(self, device: _Device, hungry: deque[_Device]) -> bool:
         """Whether another one of the queue may have better luck."""
         if not device.is_up or len(device.held) != (hungry is self._half):
             return True  # it stands in the other queue, or is gone
-        was_waiting = self._num_waiting > 0
         task = self._timed(partial(self._handing.take, device.held, 0))
         if task is None:  # a shard whose worker died is handed out alone
             hungry.append(device)
             return any(held.deaths for held in device.held)
-        self._num_waiting -= was_waiting
         device.held.append(task)
         if len(device.held) == 1:
             self._compute(device)
@@ -209,12 +198,12 @@ class Simulation:
             return
         device.held.remove(task)
         device.last_s = self._now
-        if task.computed is None:
+        computed = Computed(task.rows.shard, {}, counters_of(task.rows.shard), BUDGET)
+        if self._timed(lambda: self._handing.done(task, computed, NOTHING, device.number, seconds)):
             self.figures.busy_s += seconds
         else:  # another was faster
-            self.figures.lost_s += seconds
-        computed = Computed(task.rows.shard, {}, counters_of(task.rows.shard), BUDGET)
-        self._timed(lambda: self._handing.done(task, computed, NOTHING))
+            self.figures.wasted_s += seconds
+            self.figures.wasted_shards += 1
         if device.held:
             self._compute(device)
         (self._half if device.held else self._empty).append(device)
@@ -230,7 +219,6 @@ class Simulation:
         self.figures.lost_s += self._now - device.began_s if held else 0.0
         self._at(self._now + self.world.restart_s, lambda: self._up(device))
         self._handing.give_back(held, "was lost")
-        self._num_waiting += len(held)
         self._hand_out()
 
     # -- the lane that commits
@@ -239,27 +227,48 @@ class Simulation:
         task = None if self._is_committing else self._timed(lambda: self._handing.next_done(0))
         if task is None:
             return
-        self._is_committing, handing = True, self._handing
-        self._timed(lambda: self._commit(task))
-        seconds = self.store.take_owed() + task.rows.shard.num_rows * self.world.commit_s_per_row
-        self.figures.commit_busy_s += seconds
-        self._at(self._now + seconds, lambda: self._committed(handing, task))
-
-    def _commit(self, task: Task) -> Commit:
-        assert task.computed is not None
+        self._is_committing, handing, shard = True, self._handing, task.rows.shard
         counters = task.computed.counters.deterministic()
-        return self.folder.commit(task.rows.shard, ".parquet", lambda paths: Path(paths[0]).touch(), counters)
+        made = self._timed(
+            lambda: self.folder.written(shard, ".parquet", lambda paths: Path(paths[0]).touch(), counters, ())
+        )
+        seconds = shard.num_rows * self.world.commit_s_per_row
+        self.figures.commit_busy_s += seconds
+        self._at(self._now + seconds, lambda: self._written(handing, task, made))
 
-    def _committed(self, handing: Handing, task: Task) -> None:
-        self.figures.shards, self.figures.rows = task.index + 1, task.rows.shard.first_row + task.rows.shard.num_rows
+    def _written(self, handing: Handing, task: Task, made: Made) -> None:
+        """Put as soon as the first of the others is, where there are as many as there may be."""
         if handing is not self._handing:
             return
+        if len(self._puts) == self.world.commits_at_once:
+            wait_s = max(self._puts[0].end_s - self._now, 0.0)
+            self.figures.commit_busy_s += wait_s
+            self._at(self._now + wait_s, lambda: self._written(handing, task, made))
+            return
+        self._timed(lambda: self.folder.make_final(*made))
+        seconds = self.store.take_owed()
+        self._puts.append(_Put(task, self._now + seconds))
+        is_alone = self.world.commits_at_once == 1
+        self.figures.commit_busy_s += seconds * is_alone
+        self._at(self._now + seconds, lambda: self._was_put(handing, task, is_alone))
+        if not is_alone:
+            self._committed(handing, task)
+
+    def _was_put(self, handing: Handing, task: Task, is_alone: bool) -> None:
+        if handing is not self._handing:
+            return
+        while self._puts and self._puts[0].end_s <= self._now:
+            self._count(self._puts.popleft().task)
+        if is_alone:
+            self._committed(handing, task)
+
+    def _count(self, task: Task) -> None:
+        self.figures.shards, self.figures.rows = task.index + 1, task.rows.shard.first_row + task.rows.shard.num_rows
+
+    def _committed(self, handing: Handing, task: Task) -> None:
         self._timed(lambda: handing.committed(task))
         self._is_committing = False
-        self._num_open -= 1
-        if self._read is not None:
-            task, self._read = self._read, None
-            self._was_read(handing, task)
+        self._read_on()
         self._commit_next()
 
     # -- figures
@@ -275,20 +284,10 @@ class Simulation:
         found = self.figures
         found.wall_s = self._now
         found.efficiency = found.busy_s / (self.world.devices * found.wall_s)
-        found.tail_s = found.wall_s - min(device.last_s for device in self._devices)
+        found.tail_s = found.wall_s - min((d.last_s for d in self._devices if not d.held), default=found.wall_s)
         found.record_bytes = sum(len(data) for data in self.store.objects.values() if isinstance(data, bytes))
         found.cpu_us_per_shard = 1e6 * self._cpu_s / max(found.shards, 1)
         return found
-
-
-def counters_of(shard: Shard) -> Counters:
-    """What a real record of so many rows counts, so that it is as long."""
-    tokens = TOKENS_PER_ROW * shard.num_rows
-    buckets = {str(2**power): shard.num_rows // 6 for power in range(2, 8)}
-    return Counters(
-        rows=shard.num_rows, real_tokens=tokens, row_tokens=tokens, computed_tokens=tokens, batches=tokens // 16_384,
-        length_rows=buckets, length_tokens=buckets, length_computed=buckets, flops=1e9 * tokens,
-    )  # fmt: skip
 
 
 def simulate(world: World) -> tuple[Figures, list[Commit]]:

@@ -63,13 +63,25 @@ def _line(places: list[tuple[float, float]], colour: str) -> str:
 
 
 def _labels(lines: dict[str, list[tuple[float, float]]]) -> list[str]:
-    """At the ends of the lines, from above to below, moved down where they would touch."""
-    found, lowest = [], 0.0
-    for i, (name, places) in sorted(enumerate(lines.items()), key=lambda line: line[1][1][-1][1]):
+    """At the ends of the lines, from above to below, moved where they would touch."""
+    found = []
+    ends = sorted(enumerate(lines.items()), key=lambda line: line[1][1][-1][1])
+    for (i, (name, places)), label_y in zip(ends, _apart([places[-1][1] + 4 for _, (_, places) in ends]), strict=True):
         x, y = places[-1]
-        lowest = max(y + 4, lowest + LABEL_PX)
         colour = COLOURS[i % len(COLOURS)]
-        path = f"M{x + 3:.1f} {y:.1f}L{x + 16:.1f} {lowest - 4:.1f}"
+        path = f"M{x + 3:.1f} {y:.1f}L{x + 16:.1f} {label_y - 4:.1f}"
         found.append(f'<path d="{path}" class="line" style="stroke:{colour}"/>')
-        found.append(f'<text x="{x + 20:.1f}" y="{lowest:.1f}">{escape(name)}</text>')
+        found.append(f'<text x="{x + 20:.1f}" y="{label_y:.1f}">{escape(name)}</text>')
     return found
+
+
+def _apart(wanted: Sequence[float]) -> list[float]:
+    """Ascending heights, LABEL_PX apart and none below the axis: moved down, and up again from there."""
+    placed: list[float] = []
+    for y in wanted:
+        placed.append(max(y, placed[-1] + LABEL_PX) if placed else y)
+    limit = float(BOTTOM)
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], limit)
+        limit = placed[i] - LABEL_PX
+    return placed

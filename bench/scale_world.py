@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from packhorse.executors.handing import AHEAD, HANDED
+from packhorse.executors.handing import AHEAD, HANDED, Handing, Task
+from packhorse.outputs.stores.objects import COMMITS
 
 HOUR_S = 3_600.0
 
@@ -35,13 +36,17 @@ class World:
     read_s_per_row: float = 0.0  # of the coordinator, in its reading lane
     commit_s_per_row: float = 0.0  # of the coordinator, in its committing lane
     shard_rows: int | None = None  # None: as cut_shards does by itself
-    window_factor: float = 1.0  # 1: the shards between reading and commit that processes.py allows
-    has_backups: bool = False  # what processes.py does not do: see BackedHanding
+    has_backups: bool = True  # False: what handing.py does about late shards, left out
+    object_commits: int = COMMITS  # at once, of an object store
     seed: int = 0
 
     @property
     def window(self) -> int:
-        return int(self.window_factor * (HANDED * self.devices + AHEAD))
+        return HANDED * self.devices + AHEAD
+
+    @property
+    def commits_at_once(self) -> int:
+        return self.object_commits if self.put_s[1] else 1
 
 
 class Devices:
@@ -67,11 +72,23 @@ class Devices:
         return math.inf if math.isinf(mtbf_s) else float(self._random[number].exponential(mtbf_s))
 
 
+class PlainHanding(Handing):
+    """Without what it does about late shards: for comparison."""
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._open) < self._window
+
+    def _late(self) -> Task | None:
+        return None
+
+
 class SimulatedStore:
     """A Store in memory. What its answers would have taken is added up in owed_s, for whoever keeps the clock."""
 
-    def __init__(self, put_s: tuple[float, float], seed: int, scratch: Path) -> None:
-        """scratch: a folder of a real disk, for the one part that is being written."""
+    def __init__(self, put_s: tuple[float, float], seed: int, scratch: Path, commits_at_once: int = 1) -> None:
+        """scratch: a folder of a real disk, for parts that are being written."""
+        self.commits_at_once = commits_at_once
         self.notes: list[str] = []
         self.objects: dict[str, bytes | int] = {}  # content, or of a part its bytes
         self.owed_s, self.num_puts = 0.0, 0

@@ -99,3 +99,105 @@ def test_a_budget_lowered_for_a_later_shard_is_not_raised_by_an_earlier_one() ->
     assert [budgets.lower(shard).max_batch_tokens for shard in (7, 7, 5)] == [32, 16, 32]
     assert [budgets.at(shard).max_batch_tokens for shard in (4, 5, 6, 7, 8)] == [64, 32, 32, 16, 16]
     assert budgets.lower(6).max_batch_tokens == 16 and budgets.at(7) == Budget(16, 2)
+
+
+# -- late shards
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def with_a_pace(count: int, clock: Clock) -> tuple[Handing, list[Task]]:
+    """Shards of which the first was finished: 10 s for its 10 rows."""
+    handing, tasks = Handing(Breaker(), count, clock=clock), [task(i) for i in range(count)]
+    for made in tasks:
+        assert handing.put(made)
+    assert handing.take([], 0) is tasks[0]
+    clock.now_s += 10.0
+    assert handing.done(tasks[0], computed(tasks[0]), None, took_s=10.0)
+    handing.committed(tasks[0])
+    return handing, tasks
+
+
+def test_a_shard_that_is_late_is_handed_once_more_to_who_has_nothing_and_the_first_result_counts() -> None:
+    clock = Clock()
+    handing, (_, first, second) = with_a_pace(3, clock)
+    assert handing.take([], 0) is first and handing.take([first], 0) is second
+    clock.now_s += 19.9
+    assert handing.take([], 0) is None  # twice the median of those that were finished
+    clock.now_s += 0.2
+    assert handing.take([task(9)], 0) is None  # it has something to do
+    assert handing.take([], 0) is first
+    assert handing.take([], 0) is None  # the second may take 20 s more: it was the second in line
+    clock.now_s += 20.0
+    assert handing.take([], 0) is second
+    assert handing.done(first, computed(first), None, by=7)
+    assert not handing.done(first, computed(first), None, by=0)
+    assert handing.next_done(0) is first and first.by == 7
+    handing.committed(first)
+    assert not handing.is_wanted(first.index) and handing.is_wanted(second.index)
+    assert handing.done(second, computed(second), None)
+    handing.committed(second)
+    assert not handing.done(second, computed(second), None)  # after its commit too
+    handing.close()
+    assert handing.is_over
+
+
+def test_a_late_shard_is_still_computed_where_one_of_its_two_workers_dies() -> None:
+    clock = Clock()
+    handing, (_, made) = with_a_pace(2, clock)
+    assert handing.take([], 0) is made
+    clock.now_s += 100.0
+    assert handing.take([], 0) is made
+    handing.give_back([made], "was killed")
+    assert handing.take([], 0) is None  # the other has it, and it may have been the end of that worker
+    assert handing.done(made, computed(made), None)
+    handing.give_back([], "was killed")
+    handing.again(made)
+    assert handing.take([], 0) is made
+
+
+def test_a_worker_that_dies_over_what_another_computed_gives_nothing_back() -> None:
+    clock = Clock()
+    handing, (_, made) = with_a_pace(2, clock)
+    assert handing.take([], 0) is made
+    clock.now_s += 100.0
+    assert handing.take([], 0) is made
+    assert handing.done(made, computed(made), None)
+    handing.give_back([made], "was killed")
+    assert handing.take([], 0) is None and made.deaths == 0 and handing.next_done(0) is made
+
+
+def test_the_second_result_counts_where_the_first_one_does_not_any_more() -> None:
+    clock = Clock()
+    handing, (_, made) = with_a_pace(2, clock)
+    assert handing.take([], 0) is made
+    clock.now_s += 100.0
+    assert handing.take([], 0) is made
+    assert handing.done(made, computed(made), None)
+    handing.again(made)  # another budget holds for it by now
+    assert handing.num_waiting == 1
+    assert handing.done(made, computed(made, tokens=32), None)
+    assert handing.num_waiting == 0 and handing.take([], 0) is None
+    assert made.computed is not None and made.computed.budget == Budget(32, None)
+
+
+def test_the_window_is_twice_as_wide_while_all_shards_are_out_and_their_bytes_allow_it() -> None:
+    num_bytes = task(0).rows.table.nbytes
+    handing = Handing(Breaker(), 2, max_bytes=3 * num_bytes)
+    for index in range(2):
+        assert handing.put(task(index))
+    assert not handing.has_room  # there is something to take
+    first = handing.take([], 0)
+    assert first is not None and not handing.has_room
+    assert handing.take([first], 0) is not None and handing.has_room
+    assert handing.put(task(2)) and not handing.has_room
+    assert handing.take([], 0) is not None and not handing.has_room  # three times the bytes
+    handing.done(first, computed(first), None)
+    handing.committed(first)
+    assert handing.has_room

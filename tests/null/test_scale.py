@@ -4,6 +4,7 @@ same from anywhere on."""
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,9 +12,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from bench.scale_books import look
-from bench.scale_engine import Figures, simulate
+from bench.scale_engine import simulate
+from bench.scale_figures import Figures
 from bench.scale_lanes import lanes
-from bench.scale_picture import picture
+from bench.scale_picture import BOTTOM, LABEL_PX, TOP, _apart, picture
 from bench.scale_rows import SyntheticReader, tokens_of
 from bench.scale_simulation import SCENARIOS, as_json
 from bench.scale_world import Devices, World
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 from packhorse.data import Position, Shard
 from packhorse.outputs.manifest import RunFolder
 from packhorse.outputs.records import Commit
+from packhorse.outputs.stores.objects import COMMITS
 from packhorse.readers.cut import cut_shards
 
 ROWS = 3_000_000
@@ -52,7 +55,7 @@ def deterministic(figures: Figures) -> Figures:
     mtbf_s=st.floats(100.0, 5_000.0),
     slow_share=st.floats(0.0, 0.5),
     has_backups=st.booleans(),
-    window_factor=st.sampled_from([1.0, 3.0]),
+    object_commits=st.sampled_from([1, 2, 8]),
 )
 def test_each_shard_is_committed_once_and_in_order_whatever_fails(devices: int, seed: int, **world: Any) -> None:
     job = World(devices, ROWS, spread=0.4, noise=0.3, put_s=(0.05, 0.2), ramp_s=(0.0, 60.0), seed=seed, **world)
@@ -90,7 +93,7 @@ def test_one_slow_device_holds_up_all_others_and_a_backup_does_not_let_it() -> N
     """Nine devices finish their share of the window and wait for the tenth, which takes ten times as long."""
     rows = 40_000_000
     job = next(w for w in (World(10, rows, slow_share=0.1, seed=s) for s in range(99)) if num_slow(w) == 1)
-    plain, backed = simulate(job)[0], simulate(replace(job, has_backups=True, window_factor=2.0))[0]
+    plain, backed = simulate(replace(job, has_backups=False))[0], simulate(job)[0]
     assert plain.efficiency < 0.5 and backed.wall_s < plain.wall_s / 2
 
 
@@ -98,11 +101,14 @@ def num_slow(world: World) -> int:
     return sum(speed < 0.5 for speed in Devices(world).speeds)
 
 
-def test_commits_to_an_object_store_come_one_after_the_other() -> None:
+def test_commits_to_an_object_store_take_turns_or_are_put_at_the_same_time() -> None:
     """Two answers a commit of 0.1 s each, the part and its record: where devices are faster, they wait."""
-    figures, commits = simulate(World(100, ROWS, rows_per_s=1e6, put_s=(0.1, 0.1)))
+    job = World(100, ROWS, rows_per_s=1e6, put_s=(0.1, 0.1))
+    figures, commits = simulate(replace(job, object_commits=1))
     assert figures.commit_busy_s == pytest.approx(0.2 * len(commits), rel=0.02)
     assert figures.wall_s == pytest.approx(figures.commit_busy_s, rel=0.05) and figures.efficiency < 0.02
+    rounds = -(-len(commits) // COMMITS)
+    assert simulate(job)[0].wall_s == pytest.approx(0.2 * rounds, rel=0.1)
 
 
 def test_the_picture_has_a_line_and_a_name_for_each_scenario() -> None:
@@ -116,6 +122,12 @@ def test_the_picture_has_a_line_and_a_name_for_each_scenario() -> None:
     lines = root.findall("{http://www.w3.org/2000/svg}polyline")
     assert [len(line.attrib["points"].split()) for line in lines] == [2, 2]
     assert set(names) <= {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+
+
+@given(st.lists(st.floats(TOP, BOTTOM), max_size=8))
+def test_names_in_the_picture_do_not_touch(wanted: list[float]) -> None:
+    placed = _apart(sorted(wanted))
+    assert all(b - a >= LABEL_PX - 1e-6 for a, b in pairwise(placed)) and max(placed, default=0) <= BOTTOM
 
 
 def test_the_coordinator_of_sleeping_workers_commits_all_in_order() -> None:

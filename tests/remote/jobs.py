@@ -37,7 +37,7 @@ def jsonl_bytes(count: int) -> bytes:
 def started(model: Any, rows: str, output: str, without: tuple[str, ...] = ()) -> fork_server.Forked:
     """without: packages that the process cannot import."""
     arguments = (model, rows, output, json.dumps(without))
-    return fork_server.start(arguments, os.environ, "tests.remote.jobs", PRELOAD if not without else NO_TORCH)
+    return fork_server.start(arguments, os.environ, "tests.remote.jobs", PRELOAD)
 
 
 def finished(model: Any, rows: str, output: str, without: tuple[str, ...] = ()) -> str:

@@ -115,6 +115,7 @@ def test_no_permission_says_what_to_check(bucket: Bucket, server: LocalS3) -> No
 
 def test_a_server_that_is_not_there_is_named(server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")  # the client's own five take 10 s
     source = "import sys; from packhorse.readers import open_input; open_input(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", source, "s3://b-k-t/x.jsonl"], capture_output=True, check=False)
     assert b"InputError: s3://b-k-t/x.jsonl: " in done.stderr

@@ -113,9 +113,19 @@ class Processes:
     def kept(self, rows: ShardRows) -> pa.Table:
         return rows.table.select(self._keep)
 
+    def say(self, line: str) -> None:
+        self._say(line)
+
     def is_left(self, worker: WorkerProcess) -> bool:
         """Whether it is not left out, or killed for good."""
         return worker in self._left
+
+    def end(self, worker: WorkerProcess) -> None:
+        """At once, for good: nobody needs what it computes."""
+        with self._starting:
+            if worker in self._left:
+                self._left.remove(worker)
+                worker.close(0)
 
     def start_again(self, worker: WorkerProcess, gone: WorkerGoneError) -> None:
         """Or leaves it out. Raises WorkerDiedError where none is left."""

@@ -6,8 +6,8 @@ decides what is done. Ray Data has no part in it: its blocks are none of our sha
 a barrier, and a block computed twice is no different to it from one computed once. For pipelines of Ray Data there is
 packhorse.integrations.ray.
 
-Of the rows only the columns that the model needs travel, as Arrow IPC through Ray's object store; at most two shards a
-worker and two more are held by the driver, whatever the input's size.
+Of the rows only the columns that the model needs travel, as Arrow IPC through Ray's object store; at most four
+shards a worker and four more are held by the driver, whatever the input's size.
 """
 
 from __future__ import annotations

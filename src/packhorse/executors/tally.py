@@ -26,6 +26,9 @@ class _Worker:
     given_back: Int64s = field(default_factory=_none)
     counters: Counters = field(default_factory=Counters)
     shards: int = 0
+    wasted_rows: int = 0  # of shards whose result another worker had given back before
+    wasted_shards: int = 0
+    wasted_s: float = 0.0  # of computing them
 
 
 class Tally:
@@ -47,6 +50,16 @@ class Tally:
             worker.given_back += _totals(computed)
             worker.counters += computed.counters
             worker.shards += 1
+
+    def wasted(self, number: int, computed: Computed) -> None:
+        """A shard whose result does not count: another worker's was there before."""
+        with self._lock:
+            worker = self.workers[number]
+            worker.wasted_rows += computed.counters.rows
+            worker.wasted_shards += 1
+            worker.wasted_s += computed.counters.compute_s
+            worker.before -= _totals(computed)
+            self._show()
 
     def taken_back(self, number: int, computed: Computed) -> None:
         """A shard that is computed again."""

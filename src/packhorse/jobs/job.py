@@ -11,9 +11,9 @@ import pyarrow as pa
 from packhorse.config import RunConfig
 from packhorse.data import Position, Shard
 from packhorse.errors import InterruptedRunError
-from packhorse.executors.executor import Done, Executor, Outcome, Stop, beside
+from packhorse.executors.executor import Executor, Outcome, Stop, beside
 from packhorse.executors.local import Local
-from packhorse.jobs.accounting import check_error_rate, check_no_error, estimated_rows, first_error, new_report
+from packhorse.jobs.accounting import Committer, check_error_rate, estimated_rows, new_report
 from packhorse.jobs.beginning import Beginning
 from packhorse.jobs.continuing import Reopen, check_can_retry
 from packhorse.jobs.mirroring import Mirror, cut_files
@@ -24,6 +24,7 @@ from packhorse.loading import Loader
 from packhorse.metrics import LiveCounters, RunReport, activation_bytes
 from packhorse.outputs.manifest import RunFolder
 from packhorse.outputs.mirrored import MirroredFolder
+from packhorse.outputs.records import Commit
 from packhorse.plans import Plan
 from packhorse.readers.cut import ShardRows, cut_shards
 from packhorse.remote import notes_on
@@ -157,6 +158,7 @@ class Job:
     def _compute(self, plan: Plan, executor: Executor) -> RunReport:
         commits, budgets = self._folder.commits(), self._budgets()
         self._folder.check_parts(commits)
+        self._folder.drop_records_after(commits)
         if isinstance(self._folder, MirroredFolder):
             self._mirror = Mirror(self._folder, self._begun.names, self._writer, self._empty_table(executor))
         last = commits[-1].shard if commits else None
@@ -174,15 +176,10 @@ class Job:
             self._shards(last.end if last else Position(0, 0), len(commits), row, self._config.shard_rows, executor),
             live,
         )
-        with recorder.energy, self._reporter.progress(live):
-            outcome = executor.run(
-                shards,
-                budgets,
-                lambda done, table: self._commit(done, table, report, recorder),
-                self._lower_budget,
-                live,
-                self._stop,
-            )
+        committer = Committer(self._config, self._folder, self._writer, report, recorder, self._committed)
+        with recorder.energy, self._reporter.progress(live), committer:
+            outcome = executor.run(shards, budgets, committer.commit, self._lower_budget, live, self._stop)
+            committer.end()
             report.wall_s = live.elapsed_s
         return self._end(report, outcome, plan, executor, recorder)
 
@@ -216,21 +213,9 @@ class Job:
         else:
             self._reporter.preview(texts, executor.predict(first, budget))
 
-    def _commit(self, done: Done, table: pa.Table, report: RunReport, recorder: Recorder) -> None:
-        check_no_error(self._config, done.shard.first_row, done.errors)
-        commit = self._folder.commit(
-            done.shard,
-            self._writer.extension,
-            lambda paths: self._writer.write(table, paths),
-            done.counters.deterministic(),
-            sorted(done.errors),
-        )
-        report.counters += done.counters
-        report.shards += 1
+    def _committed(self, commit: Commit) -> None:
         if self._mirror is not None:
             self._mirror.committed(commit)
-        recorder.committed(done.shard.num_rows, done.shard.first_row, done.errors)
-        check_error_rate(self._config, report.counters, first_error(done))
 
     def _lower_budget(self, shard: int, budget: Budget) -> None:
         """Written before the shard is computed again, so that a resumed run does as this one did."""

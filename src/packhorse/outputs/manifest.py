@@ -212,9 +212,7 @@ class RunFolder(Bookkeeping):
         Raises LockedError where another run took the output from this one.
         """
         commit, temporaries = self.written(shard, extension, write, counters, error_rows)
-        self.publish(commit, temporaries)
-        self._check_lock()  # a large part takes its time
-        self.write_record(commit)
+        self.make_final(commit, temporaries)
         return commit
 
     def written(
@@ -225,6 +223,18 @@ class RunFolder(Bookkeeping):
         files, temporaries = self._filed(name, write)
         named = files.pop(name)
         return Commit(shard, *named, counters, tuple(files.values()), tuple(error_rows)), temporaries
+
+    def make_final(self, commit: Commit, temporaries: Mapping[str, Path]) -> None:
+        """The part, and then its record. Of different shards at the same time too. Raises LockedError."""
+        self.publish(commit, temporaries)
+        self._check_lock()  # a large part takes its time
+        self.write_record(commit)
+
+    def drop_records_after(self, commits: Sequence[Commit]) -> None:
+        """Those behind a gap, before their shards are computed again: under another budget their parts would have other
+        bytes, and a part is not to be replaced while its record stands."""
+        self._check_lock()
+        self.store.delete(self.record_paths()[len(commits) :])
 
     def publish(self, commit: Commit, temporaries: Mapping[str, Path]) -> None:
         self._check_lock()

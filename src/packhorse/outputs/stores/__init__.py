@@ -26,6 +26,7 @@ class Store(Protocol):
     under a path shows all of its bytes or none, also after a crash."""
 
     notes: list[str]  # what a user should know of it
+    commits_at_once: int  # that it is given; a disk gains nothing from more than one
 
     def full(self, output: str) -> str: ...  # an output's address as a full path
     def resolved(self, path: str) -> str: ...  # without links

@@ -16,6 +16,8 @@ from packhorse.outputs.disk import Disk, sha256_of
 class LocalStore:
     """A Store over a Disk, whose steps a test can stop."""
 
+    commits_at_once = 1
+
     def __init__(self, disk: Disk | None = None) -> None:
         self._disk = disk or Disk()
         self.notes: list[str] = []

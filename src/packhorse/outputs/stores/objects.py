@@ -22,12 +22,15 @@ T = TypeVar("T")
 # Where an object appears as a whole or not at all. Not so with sftp, smb or webhdfs, and each put to hf is a commit.
 WHOLE_PUTS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory")
 REQUESTS = 16  # at once
+COMMITS = 8  # at once: 32 a second where an answer takes 125 ms, and a commit is two puts
 MANY = 1_000  # objects whose sizes are looked up in listings
 PIECES = 2  # of 50 MiB, of a large part at once; s3fs holds ten, and a put of 640 MiB took 1 GiB of memory
 
 
 class ObjectStore:
     """A Store. A part is written on a disk first, in a folder of the system's for temporary files."""
+
+    commits_at_once = COMMITS
 
     def __init__(
         self, output: str, timing: Timing | None = None, disk: Disk | None = None, fs: Any | None = None
