@@ -89,8 +89,8 @@ LINE = (
 )
 
 
-@settings(max_examples=60)
-@given(st.lists(LINE, max_size=8))
+@settings(max_examples=20)
+@given(st.lists(LINE, max_size=24))
 def test_whatever_stands_in_a_line_it_is_one_row_and_the_output_is_json(
     null_model: Path, tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
 ) -> None:

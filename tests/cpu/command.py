@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests import fork_server
+from tests.fork_server import TRANSFORMERS
 
 DEADLINE_S = 120  # against hanging, not a measure of speed
 COMMAND = [sys.executable, "-m", "packhorse"]
@@ -30,6 +34,22 @@ def started(*arguments: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def forked(*arguments: Any, env: dict[str, str] = ENVIRONMENT, preload: Sequence[str] = TRANSFORMERS) -> Done:
+    """As packhorse(), without importing again what is preloaded."""
+    return finished(fork_server.start(arguments, env, preload=preload))
+
+
+def forked_start(*arguments: Any) -> fork_server.Forked:
+    """As started(), without importing torch and transformers again."""
+    return fork_server.start(arguments, ENVIRONMENT)
+
+
+def finished(process: fork_server.Forked) -> Done:
+    stdout, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode is not None
+    return Done(process.args, process.returncode, stdout, stderr)
 
 
 def write_rows(path: Path, rows: int, **columns: Any) -> Path:

@@ -16,9 +16,10 @@ from packhorse.config import EngineConfig
 from packhorse.errors import HostileModelError, ModelError, UsageError
 from packhorse.loading.material import Material
 from tests.cpu import reference
-from tests.cpu.command import packhorse, write_rows
+from tests.cpu.command import forked, write_rows
 from tests.cpu.embedders import edit_json
 from tests.cpu.engine import load
+from tests.fork_server import TORCH
 from tests.hub_server import files_of, serving
 from tests.models import save_classifier
 
@@ -145,10 +146,10 @@ def test_a_run_with_another_adapter_is_refused(bert: Path, tuned: Path, tmp_path
     rows, output = write_rows(tmp_path / "rows.parquet", 5), f"{tmp_path}/out/"
     other = save_adapter(bert, tmp_path / "other", seed=2)
     common = (bert, rows, "-o", output, "--precision", "fp32", "--adapter")
-    assert packhorse("run", *common, tuned).returncode == 0
-    assert packhorse("run", *common, tuned).returncode == 0
+    assert forked("run", *common, tuned).returncode == 0
+    assert forked("run", *common, tuned).returncode == 0
     for arguments in ((*common, other), common[:-1]):
-        done = packhorse("run", *arguments)
+        done = forked("run", *arguments)
         assert done.returncode == 3
         assert "model.adapter" in done.stderr
 
@@ -244,24 +245,24 @@ def test_an_adapter_of_the_hub_is_found_and_its_commit_recorded(bert: Path, tune
             "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "COLUMNS": "300",
         }  # fmt: skip
         common = ("run", bert, rows, "-o", f"{tmp_path}/out/", "--precision", "fp32", "--adapter")
-        done = packhorse(*common, "org/tuned", env=environment)
+        done = forked(*common, "org/tuned", env=environment, preload=TORCH)
         assert done.returncode == 0, done.stderr
         manifest = json.loads((tmp_path / "out/_packhorse/manifest.json").read_text())
         assert manifest["model"]["adapter"]["commit"] == commit
         repo.push(files_of(save_adapter(bert, tmp_path / "other", seed=2)))
-        moved = packhorse(*common, "org/tuned", env=environment)
+        moved = forked(*common, "org/tuned", env=environment, preload=TORCH)
         assert moved.returncode == 3
         assert f"--adapter org/tuned@{commit} goes on" in " ".join(moved.stderr.split())
-        assert packhorse(*common, f"org/tuned@{commit}", env=environment).returncode == 0
+        assert forked(*common, f"org/tuned@{commit}", env=environment, preload=TORCH).returncode == 0
         repo.push({"adapter_config.json": b"{}", "adapter_model.bin": b"x"})
-        unsafe = packhorse(*common, "org/tuned", env=environment)
+        unsafe = forked(*common, "org/tuned", env=environment, preload=TORCH)
         assert unsafe.returncode == 3 and "adapter_model.bin" in unsafe.stderr
         assert not hub.gets("adapter_model.bin")
 
 
 def test_exporting_writes_the_merged_model(bert: Path, tuned: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    done = packhorse("export", bert, tmp_path / "made", "--backend", "onnx", "--adapter", tuned)
+    done = forked("export", bert, tmp_path / "made", "--backend", "onnx", "--adapter", tuned)
     assert done.returncode == 0, done.stderr
     texts = TEXTS[:8]
     expected = torch.stack(plain(bert, tuned, texts)).softmax(-1).numpy()

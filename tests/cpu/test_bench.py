@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib import metadata
 from pathlib import Path
@@ -13,18 +15,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import packhorse
+from packhorse.cli import app
+from packhorse.comparison import processes
 from packhorse.comparison.contenders._loop import pad, sorted_by_budget, sorted_in_batches
 from packhorse.comparison.contenders._torch import pool
 from packhorse.comparison.contract import ModelSpec
 from packhorse.comparison.page import look_up, render
+from tests import fork_server
 from tests.cpu.command import packhorse as command
 from tests.cpu.embedders import edit_json, save_body
 from tests.models import WORDS, save_classifier
 
 DEADLINE_S = 500  # against hanging: a process for each contender, each imports torch
 CONTENDERS = "tutorial_loop,pipeline_1,dynamic_padding,sorted_torch,unpadded,packhorse"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked_contenders() -> Iterator[None]:
+    """A contender's process is a fork: starting it and ending it is tested in tests/null/test_comparison.py."""
+
+    def wait(command: list[str], log: Path, limit_s: float | None) -> int:
+        module, job_file = command[2:]
+        child = fork_server.start([job_file], os.environ | {"HF_HUB_OFFLINE": "1"}, module)
+        log.write_text("".join(child.communicate(limit_s or DEADLINE_S)))
+        assert child.returncode is not None
+        return child.returncode
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_wait", wait)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +68,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> tuple[dict[str
     edit_json(model / "tokenizer_config.json", pad_token=None)
     files = ("--json", folder / "made" / "x.json", "--html", folder / "made" / "x.html")
     arguments = ("bench", model, rows, "--contenders", CONTENDERS, "--baseline", "pipeline_1", "--rows", 50)
-    ran = command(*arguments, *files, timeout=DEADLINE_S)
-    assert ran.returncode == 0, ran.stderr
+    ran = CliRunner().invoke(app, [*map(str, arguments), *map(str, files)], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert ran.exit_code == 0, ran.output
     return json.loads((folder / "made" / "x.json").read_text()), (folder / "made" / "x.html").read_text(), ran.stdout
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cpu import embedders
-from tests.cpu.command import Done, packhorse, parts, write_rows
+from tests.cpu.command import Done, forked, packhorse, parts, write_rows
 from tests.models import save_null_model
 
 
@@ -228,12 +228,12 @@ def test_verify_finds_a_good_output_good_and_names_a_damaged_part(null_model: Pa
 def test_export_writes_a_folder_that_run_takes(bert: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     rows = write_rows(tmp_path / "in.parquet", 20)
-    written = packhorse("export", bert, tmp_path / "graph", "--backend", "onnx")
+    written = forked("export", bert, tmp_path / "graph", "--backend", "onnx")
     assert written.returncode == 0 and "onnx, fp32" in written.stdout, written.stderr
     for model, out in ((bert, "torch"), (tmp_path / "graph", "onnx")):
-        done = packhorse("run", model, rows, "-o", tmp_path / f"{out}.parquet", "--devices", "cpu")
+        done = forked("run", model, rows, "-o", tmp_path / f"{out}.parquet", "--devices", "cpu")
         assert done.returncode == 0, done.stderr
     labels = [pq.read_table(tmp_path / f"{out}.parquet")["label"].to_pylist() for out in ("torch", "onnx")]
     assert labels[0] == labels[1]
-    again = packhorse("export", bert, tmp_path / "graph")
+    again = forked("export", bert, tmp_path / "graph")
     assert again.returncode == 2 and "not an empty folder" in again.stderr

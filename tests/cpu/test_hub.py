@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cpu.command import Done, packhorse, parts, write_rows
+from tests.cpu.command import Done, forked, parts, write_rows
+from tests.fork_server import TORCH
 from tests.hub_server import Hub, files_of, serving
 from tests.models import save_null_model
 
@@ -39,7 +40,8 @@ class Machine:
         """`packhorse run NAME`, unless the arguments begin with another model."""
         names = arguments if arguments and not str(arguments[0]).startswith("-") else (NAME, *arguments)
         where = output or self.output
-        return packhorse("run", names[0], self.rows, "-o", f"{where}/", *names[1:], env=self.environment(**variables))
+        arguments = ("run", names[0], self.rows, "-o", f"{where}/", *names[1:])
+        return forked(*arguments, env=self.environment(**variables), preload=TORCH)
 
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
@@ -272,7 +274,7 @@ def test_a_hub_graph_is_run_by_its_backend_and_by_no_other(
 ) -> None:
     pytest.importorskip(package)
     exported = machine.folder / "exported"
-    ok(packhorse("export", bert, exported, "--backend", backend))
+    ok(forked("export", bert, exported, "--backend", backend))
     graph = {f"{backend}/{name}": (exported / name).read_bytes() for name in GRAPHS[backend]}
     others = {f"{backend}/model_O4.onnx": b"x" * 9_000, f"{backend}/config.json": b"{}"}
     hub.model(NAME).push(files_of(bert) | graph | others)
@@ -293,7 +295,8 @@ def test_a_hub_graph_is_run_by_its_backend_and_by_no_other(
 def test_an_export_is_made_of_the_weights(machine: Machine, hub: Hub, bert: Path) -> None:
     pytest.importorskip("onnxruntime")
     hub.model(NAME).push(files_of(bert) | {"onnx/model.onnx": b"x" * 9_000})
-    ok(packhorse("export", NAME, machine.folder / "made", "--backend", "onnx", env=machine.environment()))
+    made = ("export", NAME, machine.folder / "made", "--backend", "onnx")
+    ok(forked(*made, env=machine.environment(), preload=TORCH))
     assert not hub.gets("onnx/model.onnx")
     assert (machine.folder / "made/model.onnx").stat().st_size > 9_000
 

@@ -11,8 +11,7 @@ import packhorse
 from packhorse.errors import UsageError
 from packhorse.explanation import Explanation
 from tests.cpu import packable
-from tests.cpu.command import packhorse as command
-from tests.cpu.command import parts, write_rows
+from tests.cpu.command import forked, parts, write_rows
 
 ROWS = 3_000
 
@@ -87,11 +86,11 @@ def test_a_plan_is_carried_out_again_to_the_same_bytes(bert: Path, rows: Path, t
 
 
 def test_the_printed_json_is_a_plan_that_run_takes(bert: Path, rows: Path, tmp_path: Path) -> None:
-    done = command("plan", bert, rows, "--text-column", "text", "--devices", "cpu", "--tune", "quick", "--json")
+    done = forked("plan", bert, rows, "--text-column", "text", "--devices", "cpu", "--tune", "quick", "--json")
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     (tmp_path / "plan.json").write_text(done.stdout)
-    done = command(
+    done = forked(
         "run", bert, rows, "-o", f"{tmp_path}/out/", "--text-column", "text", "--plan", tmp_path / "plan.json"
     )
     assert done.returncode == 0, done.stderr
@@ -100,7 +99,7 @@ def test_the_printed_json_is_a_plan_that_run_takes(bert: Path, rows: Path, tmp_p
 
 
 def test_a_person_sees_lengths_ways_batches_and_time(bert: Path, rows: Path) -> None:
-    done = command("plan", bert, rows, "--text-column", "text", "--devices", "cpu", "--price-per-hour", "2")
+    done = forked("plan", bert, rows, "--text-column", "text", "--devices", "cpu", "--price-per-hour", "2")
     assert done.returncode == 0, done.stderr
     for words in ("tokens a row", "ways", "torch fp32", "batches (packed)", "what it takes", "cost", "3,000 rows"):
         assert words in done.stdout

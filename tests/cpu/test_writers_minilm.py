@@ -13,7 +13,7 @@ import pytest
 
 import packhorse
 from tests.contracts.csv_rows import texts_of_csv
-from tests.cpu.command import packhorse as command
+from tests.cpu.command import forked
 from tests.cpu.test_minilm import varied_texts
 
 WIDTH, NULL_ROW = 384, 5
@@ -47,7 +47,7 @@ def exact(minilm: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def embed(model: Path, rows: Path, output: Path | str, *flags: Any) -> None:
-    done = command("run", model, rows, "-o", output, "--precision", "fp32", "--tune", "off", "--quiet", *flags)
+    done = forked("run", model, rows, "-o", output, "--precision", "fp32", "--tune", "off", "--quiet", *flags)
     assert done.returncode == 0, done.stderr
     found = packhorse.verify(output)
     assert (found.rows, found.is_finished) == (24, True)

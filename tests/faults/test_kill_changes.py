@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import packhorse
+from tests.faults.test_kill import PRELOAD
 from tests.models import WORDS
 from tests.null.stages import run_on_device
 
@@ -78,7 +79,7 @@ def test_a_killed_change_goes_on_to_the_same_bytes(null_model: Path, tmp_path: P
     work(str(null_model), rows, str(tmp_path / "once"), settings)
     expected = digest(tmp_path / "once")
     spawn = multiprocessing.get_context("forkserver")
-    spawn.set_forkserver_preload(["packhorse.api", "packhorse.backends.null", "tokenizers", "pyarrow.parquet"])
+    spawn.set_forkserver_preload(PRELOAD)
     draw, deadline = random.Random(2), time.monotonic() + DEADLINE_S
     killed = finished = 0
     while killed < KILLS or not finished:

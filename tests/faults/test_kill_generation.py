@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import pytest
 
 import packhorse as library
-from tests.cpu.command import DEADLINE_S, packhorse, parts, started
+from tests.cpu.command import DEADLINE_S, forked, forked_start, parts
+from tests.fork_server import Forked
 from tests.writers_of_text import save_writer, texts
 
 ROWS, SHARD_ROWS = 48, 8
@@ -50,13 +50,13 @@ def test_a_killed_job_goes_on_to_the_same_bytes(
     kind, flags = JOBS[name]
     job: list[Any] = ["--shard-rows", SHARD_ROWS, "--max-new-tokens", 60, "--batch-size", 3, "--tune", "off", *flags]
     whole, killed = ([*("run", folders[kind], rows, "-o", tmp_path / out), *job] for out in ("whole", "killed"))
-    done = packhorse(*whole)
+    done = forked(*whole)
     assert done.returncode == 0, done.stderr
     seen = []
     for wanted in AT_SHARDS:
         seen.append(kill_inside_a_shard(killed, tmp_path / "killed", wanted))
     assert all(count < ROWS // SHARD_ROWS for count in seen) and seen[-1] >= AT_SHARDS[-1], seen
-    done = packhorse(*killed)
+    done = forked(*killed)
     assert done.returncode == 0, done.stderr
     assert f"going on after {seen[-1] * SHARD_ROWS:,} rows" in done.stderr
     assert parts(tmp_path / "killed") == parts(tmp_path / "whole") and len(parts(tmp_path / "whole")) == 6
@@ -66,7 +66,7 @@ def test_a_killed_job_goes_on_to_the_same_bytes(
 def kill_inside_a_shard(command: list[Any], output: Path, wanted: int) -> int:
     """Kills the command once that many shards are committed, or, where none is wanted, once the manifest is there: the
     next shard's rows are being written on. Returns the commits that there were."""
-    process = started(*command)
+    process = forked_start(*command)
     sign = output / "_packhorse" / (f"shards/{wanted - 1:06d}.json" if wanted else "manifest.json")
     wait_for(process, sign)
     time.sleep(0.05)
@@ -76,7 +76,7 @@ def kill_inside_a_shard(command: list[Any], output: Path, wanted: int) -> int:
     return len(list((output / "_packhorse" / "shards").glob("*.json")))
 
 
-def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+def wait_for(process: Forked, path: Path) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not path.exists():
         assert process.poll() is None, process.communicate()
@@ -89,10 +89,10 @@ def test_signals_stop_a_job_between_two_steps(folders: dict[str, Path], rows: Pa
     """Control-C and then SIGTERM, each long before the shard would have been done; the third run finishes it."""
     job: list[Any] = ["--shard-rows", 24, "--max-new-tokens", 100, "--batch-size", 1, "--tune", "off"]
     whole, stopped = ([*("run", folders["llama"], rows, "-o", tmp_path / out), *job] for out in ("whole", "stopped"))
-    assert packhorse(*whole).returncode == 0
+    assert forked(*whole).returncode == 0
     signs = (("_packhorse/manifest.json", signal.SIGINT, 130), ("part-000000.parquet", signal.SIGTERM, 143))
     for sign, signum, code in signs:
-        process = started(*stopped)
+        process = forked_start(*stopped)
         wait_for(process, tmp_path / "stopped" / sign)
         time.sleep(0.2)
         process.send_signal(signum)
@@ -100,5 +100,5 @@ def test_signals_stop_a_job_between_two_steps(folders: dict[str, Path], rows: Pa
         assert process.returncode == code, said
         assert f"stopped by signal {signum}" in said and "Traceback" not in said
         assert len(parts(tmp_path / "stopped")) < 2
-    assert packhorse(*stopped).returncode == 0
+    assert forked(*stopped).returncode == 0
     assert parts(tmp_path / "stopped") == parts(tmp_path / "whole")

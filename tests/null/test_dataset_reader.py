@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +17,14 @@ import pytest
 from packhorse.data import Position
 from packhorse.errors import InputError, UsageError
 from packhorse.readers.dataset import open_dataset
+from tests.cpu.command import forked
+from tests.fork_server import NO_TORCH
 from tests.hub_server import Hub, serving
 from tests.null.runs import parts, rows_of, run, run_until_stopped
 
 datasets = pytest.importorskip("datasets")
-DEADLINE_S = 120  # against hanging
+# datasets itself reads the variables of the hub
+DATASETS = [*NO_TORCH, "asyncio", "dill", "fsspec", "multiprocess", "pyarrow.dataset", "xxhash", "yaml"]
 NAME = "org/films"
 
 
@@ -154,8 +156,8 @@ def command(hub: Hub, folder: Path, model: Path, address: str, *arguments: str, 
         "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "5", "HF_HUB_ETAG_TIMEOUT": "5", "COLUMNS": "400",
     }  # fmt: skip
-    line = [sys.executable, "-m", "packhorse", "run", str(model), address, "--backend", "null", *arguments]
-    return subprocess.run(line, env=kept | settings | variables, capture_output=True, text=True, timeout=DEADLINE_S)
+    line = ("run", model, address, "--backend", "null", *arguments)
+    return forked(*line, env=kept | settings | variables, preload=DATASETS)
 
 
 def test_a_dataset_of_the_hub_is_read_and_then_read_offline(hub: Hub, null_model: Path, tmp_path: Path) -> None:
