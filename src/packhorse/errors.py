@@ -101,8 +101,7 @@ class InterruptedRunError(PackhorseError):
         self.exit_code = 128 + signum
         done = "what was committed before stays" if rows_done is None else f"{rows_done:,} rows are committed"
         super().__init__(
-            f"stopped by signal {signum}; {done}. "
-            "The same command, without --overwrite, goes on from there."
+            f"stopped by signal {signum}; {done}. The same command, without --overwrite, goes on from there."
         )
 
 
