@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import packhorse
+from packhorse.backends.torch.generation.compat import missing_for_paging
 from packhorse.errors import InterruptedRunError, UsageError
 from packhorse.executors.local import Stop
 from packhorse.generation import NEAR_TIE
@@ -96,9 +97,12 @@ def engines_of(kind: str) -> list[tuple[str, int]]:
 def test_every_row_has_the_tokens_that_it_has_alone(
     folders: dict[str, Path], references: dict[str, Reference], alone: Alone, kind: str, engine: str, rows: int
 ) -> None:
+    if engine == "paged" and (missing := missing_for_paging()) is not None:
+        pytest.skip(missing)
     expected = alone(kind)
     lengths = {len(written.ids) for written in expected}
-    assert len(lengths) > 3 and NEW in lengths and min(lengths) < NEW // 2, "outputs too alike"
+    is_cut = NEW in lengths or kind == "t5"  # whose first weights, and so lengths, differ by transformers' version
+    assert len(lengths) > 3 and is_cut and min(lengths) < NEW // 2, "outputs too alike"
     logprobs = engine not in ("generate", "paged")  # transformers gives none of the model's own
     with load(folders[kind], engine=engine, batch_size=rows, logprobs=logprobs, **ASKED) as loaded:
         best = "continuous" if kind in DECODERS else "static"

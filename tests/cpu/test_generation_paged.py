@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
 
+from packhorse.backends.torch.generation.compat import missing_for_paging
 from packhorse.backends.torch.generation.paged import PagedEngine, unfit
 from packhorse.backends.torch.generation.stepping import Stepper
 from packhorse.errors import UsageError
@@ -16,6 +17,7 @@ from tests.cpu.generating import ENDS, TRIAL, alone, nothing, outputs, prompts_o
 from tests.generators import byte_level_tokenizer, causal_model, seq2seq_model, tiny_llm
 
 LENGTHS = (3, 40, 7, 1, 90, 12)
+runs = pytest.mark.skipif(missing_for_paging() is not None, reason=str(missing_for_paging()))
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +36,7 @@ def engine_of(model: Any, **settings: Any) -> PagedEngine:
     return PagedEngine(model, stepper_of(model, **settings), "cpu", TRIAL)
 
 
+@runs
 def test_tokens_are_those_of_generate_alone(model: Any) -> None:
     prompts = texts(LENGTHS)
     finished: list[int] = []
@@ -56,6 +59,7 @@ def dies_at(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
     monkeypatch.setattr(ContinuousBatchProcessor, "_generation_step", step)
 
 
+@runs
 def test_rows_that_a_dead_engine_lost_run_again(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, prompts = engine_of(model), texts(LENGTHS)
     dies_at(monkeypatch, [12])
@@ -64,6 +68,7 @@ def test_rows_that_a_dead_engine_lost_run_again(model: Any, monkeypatch: pytest.
     assert len(engine.notes) == 1 and "the pages are gone" in engine.notes[0]
 
 
+@runs
 def test_rows_lost_twice_are_written_in_static_batches(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, prompts = engine_of(model), texts(LENGTHS)
     dies_at(monkeypatch, list(range(3, 1000)))
@@ -72,6 +77,7 @@ def test_rows_lost_twice_are_written_in_static_batches(model: Any, monkeypatch: 
     assert "static batches" in engine.notes[-1]
 
 
+@runs
 def test_rows_that_nothing_writes_are_error_rows(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, prompts = engine_of(model), texts(LENGTHS)
     dies_at(monkeypatch, list(range(1000)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
+from transformers.models.mamba import modeling_mamba
 
 from packhorse.backends.torch.generation.growing import ROOM, GrowingLayer
 from packhorse.backends.torch.generation.static import Schedule, StaticEngine
@@ -73,7 +74,10 @@ def test_tokens_are_those_of_generate_alone_in_every_batch(name: str) -> None:
     prompts = texts(LENGTHS)
     expected = [alone(model, p)[0] for p in prompts]
     engine = engine_of(model)
-    assert engine.pads_safely and not engine.notes
+    if name == "mamba" and hasattr(modeling_mamba, "MambaCache"):  # of older versions of transformers
+        assert not engine.pads_safely and "MambaCache has no selection of rows" in engine.notes[-1]
+    else:
+        assert engine.pads_safely and not engine.notes
     for max_rows, max_tokens in ((4, 10_000), (len(prompts), 10_000), (len(prompts), 60)):
         written = engine.generate(prompts_of(prompts), max_rows, max_tokens, nothing)
         assert outputs(written) == expected

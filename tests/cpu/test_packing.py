@@ -185,11 +185,11 @@ def packed_hidden(model: Any, ids: list[torch.Tensor], reads: Any = "all") -> tu
     positions = row_positions(flat.numpy(), lengths, None if table is None else table.padding_idx)
     packed = PackedModel(model, reads)
     try:
-        model.set_attn_implementation(attention.NAME)
+        attention.select(model, attention.NAME)
         with torch.inference_mode():
             return packed.hidden(flat, None, torch.from_numpy(positions), pack), pack, packed
     finally:
-        model.set_attn_implementation(before)
+        attention.select(model, before)
 
 
 def packed_and_alone(model: Any, ids: list[torch.Tensor], reads: Any) -> tuple[np.ndarray, np.ndarray]:

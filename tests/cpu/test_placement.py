@@ -87,7 +87,12 @@ def share(auto: Any, folder: Path, part: float) -> dict[str, int]:
 def test_a_split_model_writes_the_same(name: str, part: float, tmp_path: Path) -> None:
     auto, folder = writer(name, tmp_path)
     whole = auto.from_pretrained(folder).eval()
-    model, placer = split(auto, folder, Placement("auto", share(auto, folder, part)))
+    try:
+        model, placer = split(auto, folder, Placement("auto", share(auto, folder, part)))
+    except ModelError as refusal:
+        if part or "upgrade transformers" not in str(refusal):
+            raise
+        pytest.skip(str(refusal))
     assert is_split(model)
     assert not is_split(whole)
     assert {p.device for p in placed(model)} == ({"cpu", "disk"} if part else {"disk"})

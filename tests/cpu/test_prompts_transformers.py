@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers.utils import chat_template_utils
 
 from packhorse.errors import UsageError
 from packhorse.prompts import make_prompts
-from packhorse.tokenize.detokenize import cleans_up, detokenizer
+from packhorse.tokenize.detokenize import FLAG_OF_BPE, cleans_up, detokenizer
 from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
 from tests.models import WORDS, word_piece_tokenizer
 from tests.null.reference import some_texts
@@ -106,10 +107,12 @@ def prompts_of(folder: Path, rows: list[Any]) -> list[str | None]:
     return prompts
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.lists(MESSAGE, min_size=1, max_size=4), min_size=20, max_size=20))
 def test_chats_are_those_of_apply_chat_template(model: tuple[Path, Any], rows: list[list[dict[str, Any]]]) -> None:
     folder, tokenizer = model
+    if not hasattr(chat_template_utils, "_REASONING_FIELDS"):  # older versions know reasoning_content by no other name
+        rows = [[{k: v for k, v in m.items() if k not in ("thinking", "reasoning")} for m in row] for row in rows]
     assert prompts_of(folder, rows) == [expected_of(tokenizer, row) for row in rows]
 
 
@@ -119,7 +122,7 @@ def parts_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder, saved(folder, HEADERS)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(rows=st.lists(PARTS, min_size=5, max_size=5))
 def test_parts_are_those_of_a_template_that_reads_them(
     parts_model: tuple[Path, Any], rows: list[list[dict[str, str]]]
@@ -236,17 +239,19 @@ def decoding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     )
 
 
-@settings(max_examples=12)
+@settings(max_examples=12, deadline=None)
 @given(rows=st.lists(st.lists(st.integers(0, 450), max_size=12), min_size=40, max_size=40))
 def test_texts_are_those_that_the_tokenizer_decodes(decoding: tuple[Path, Any], rows: list[list[int]]) -> None:
     folder, tokenizer = decoding
     backend = tokenizer.backend_tokenizer
+    if tokenizer.clean_up_tokenization_spaces and not hasattr(tokenizer, FLAG_OF_BPE):
+        pytest.skip("older versions of transformers clean up BPE's texts too, which damages them")
     rows += [tokenizer("it isn't good , is it ? it 's ' me ' .").input_ids, [10**6, 5]]
     made = detokenizer(backend, cleans_up(folder, backend))([np.array(row, np.int32) for row in rows])
     assert made == [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
-@settings(max_examples=12)
+@settings(max_examples=12, deadline=None)
 @given(texts=st.lists(st.lists(st.sampled_from([*WORDS, "<s>", "</s>", " <pad>x", "漢"])).map(" ".join), max_size=12))
 def test_ids_are_those_without_special_tokens(decoding: tuple[Path, Any], texts: list[str]) -> None:
     _, tokenizer = decoding

@@ -41,6 +41,14 @@ def register() -> None:
     AttentionInterface.register(NAME, packed_attention)
 
 
+def select(model: Any, name: str) -> None:
+    """The model's attention implementation from now on. Some versions of transformers only warn where they do not see
+    that a model asks AttentionInterface (5.3 of ModernBERT); its config is what the model reads."""
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        model.config._attn_implementation = name
+
+
 def packed_attention(
     module: Any,
     query: torch.Tensor,

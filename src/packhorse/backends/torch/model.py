@@ -122,12 +122,12 @@ class TorchModel:
         before = self._model.config._attn_implementation
         kernel = request.attention if request.attention in packed_attention.FLASH_PACKAGES else "auto"
         try:
-            self._model.set_attn_implementation(packed_attention.NAME)
+            packed_attention.select(self._model, packed_attention.NAME)
             found = self._find_packed(rows, alone, kernel)
         except (packed_attention.PackingError, *TRIAL_ERRORS) as failure:
             found = f"it cannot be packed: {failure}"
         if isinstance(found, str):
-            self._model.set_attn_implementation(before)
+            packed_attention.select(self._model, before)
             self.notes += (f"padded: {found}",)
             return
         self._layout, self.is_packed = found, True

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from packhorse.backends.torch.generation.compat import encoder_penalty_knows_beams
 from packhorse.backends.torch.generation.memory import out_of_memory_named
 from packhorse.backends.torch.generation.proving import first_line, prove
 from packhorse.backends.torch.generation.rows import decoder_start_of, padded
@@ -140,6 +141,8 @@ def _alone_reason(stepper: Stepper) -> str | None:
     without_beams.num_beams = 1
     if stepper.config.stop_strings is not None:
         return "stop_strings"
+    if stepper.config.encoder_repetition_penalty not in (None, 1.0) and not encoder_penalty_knows_beams():
+        return "encoder_repetition_penalty, which this version of transformers mixes up between beams of a batch"
     return library_reason(without_beams)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import ContinuousBatchingConfig
 
+from packhorse.backends.torch.generation.compat import missing_for_paging, paging_config, without_warmup
 from packhorse.backends.torch.generation.memory import out_of_memory_named
 from packhorse.backends.torch.generation.proving import FAILURES, first_line
 from packhorse.backends.torch.generation.static import StaticEngine, empty_prompts, rows_of, without_done
@@ -48,7 +48,7 @@ def unfit(model: Any, stepper: Stepper) -> str | None:
     if processors:
         names = ", ".join(sorted(type(p).__name__ for p in processors))
         return f"{names}: transformers' continuous batching drops it, or applies it to all requests together"
-    return None
+    return missing_for_paging()
 
 
 class PagedEngine:
@@ -114,7 +114,7 @@ class PagedEngine:
             continuous_batching_config=self._sized(rows, max_rows, max_tokens),
             block=True,
             timeout=STOP_S,
-            warmup=False,
+            **without_warmup(self._model),
         ) as manager:
             for number, row in enumerate(rows):
                 manager.add_request(row.prompt.tolist(), request_id=str(number), max_new_tokens=row.limit)
@@ -131,14 +131,8 @@ class PagedEngine:
     def _sized(self, rows: Sequence[Row], max_rows: int, max_tokens: int) -> Any:
         """A cache that holds the longest rows at once."""
         pages = sorted((-(-(len(row.prompt) + row.limit) // PAGE_TOKENS) for row in rows), reverse=True)
-        return ContinuousBatchingConfig(
-            page_size=PAGE_TOKENS,
-            num_blocks=sum(pages[:max_rows]) + min(max_rows, len(rows)) + SPARE_BLOCKS,
-            max_batch_tokens=max(max_tokens, max_rows),
-            max_requests_per_batch=max_rows,
-            use_async_batching=False,
-            auto_switch_to_flash=False,
-        )
+        num_pages = sum(pages[:max_rows]) + min(max_rows, len(rows)) + SPARE_BLOCKS
+        return paging_config(PAGE_TOKENS, num_pages, max(max_tokens, max_rows), max_rows)
 
     def _fill(self, row: Row, ids: Sequence[int]) -> None:
         eos = self._stepper.config._eos_token_tensor

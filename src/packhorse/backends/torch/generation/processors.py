@@ -101,7 +101,7 @@ class Processors:
         if name in SITUATIONS:
             return _ByLength(self, place, SITUATIONS[name])
         if name == "RepetitionPenaltyLogitsProcessor":
-            return lambda rows, scores: processor(right_padded(rows, scores), scores)
+            return lambda rows, scores: processor(right_padded(rows, scores.device), scores)
         if name in ("SequenceBiasLogitsProcessor", "NoBadWordsLogitsProcessor"):
             window = max(1, *(len(ids) - 1 for ids in processor.sequence_bias), 1)
             return lambda rows, scores: processor(last_ids(rows, window, scores.device), scores)
@@ -176,13 +176,14 @@ class _RowByRow:
         return torch.cat(parts)
 
 
-def right_padded(rows: Sequence[Context], scores: torch.Tensor) -> torch.Tensor:
-    """[B, longest] ids of prompts and outputs. The padding is V, one more than the last token: the repetition penalty
-    gives such ids a column of their own and drops it."""
-    ids = np.full((len(rows), max(row.num_context for row in rows)), scores.shape[1], np.int64)
+def right_padded(rows: Sequence[Context], device: torch.device) -> torch.Tensor:
+    """[B, longest] ids of prompts and outputs. The padding is each row's own last id: the repetition penalty asks which
+    ids are there, not how often. (Older versions of transformers refuse an id that is none.)"""
+    ids = np.empty((len(rows), max(row.num_context for row in rows)), np.int64)
     for line, row in zip(ids, rows, strict=True):
         line[: row.num_context] = row.context
-    return torch.from_numpy(ids).to(scores.device)
+        line[row.num_context :] = row.context[-1]
+    return torch.from_numpy(ids).to(device)
 
 
 def last_ids(rows: Sequence[Context], window: int, device: torch.device) -> torch.Tensor:

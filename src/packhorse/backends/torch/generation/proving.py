@@ -124,10 +124,12 @@ def plain_decoding(model: Any, decoder_start: Int32s | None) -> Iterator[None]:
 
 
 def _prompts(trial: Tokens) -> tuple[list[Int32s], list[Int32s]]:
-    """Three prompts of different lengths, the longest neither first nor last; three of equal length."""
+    """Three prompts of different lengths, the longest neither first nor last; three of equal length. The shortest has 2
+    tokens, fewer than a Mamba's convolution: older versions of transformers continue such a prompt as if it had more
+    where it is padded."""
     base = trial.ids
     short = max(2, int(trial.lengths.min()))
-    lengths = (short, LONG * short, short + 1)
+    lengths = (2, LONG * short, short + 1)
     different = [np.resize(np.roll(base, -i), n) for i, n in enumerate(lengths)]
     equal = [np.resize(np.roll(base, -i), short + 1) for i in range(3)]
     return different, equal

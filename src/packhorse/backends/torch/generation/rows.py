@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import GenerationConfig
-from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
+from packhorse.backends.torch.generation.compat import with_cache_position
 from packhorse.backends.torch.generation.growing import empty_cache
 from packhorse.data import Int32s, Int64s
 from packhorse.errors import ModelError
@@ -48,6 +48,7 @@ class RunningRows:
 
     def begin(self) -> torch.Tensor:
         """Logits [rows, V] of every row's first token."""
+        self._kwargs = with_cache_position(self._model, self._kwargs, self._ids)
         return self._forward(None, is_first_iteration=True)
 
     def step(self, last_ids: Sequence[int], finished: Sequence[int]) -> torch.Tensor:
@@ -64,7 +65,8 @@ class RunningRows:
         index = torch.tensor(rows, dtype=torch.long, device=self._device)
         self._ids = self._ids.index_select(0, index)
         for name, value in self._kwargs.items():
-            self._kwargs[name] = _selected(value, index)
+            if name != "cache_position":  # of all rows together
+                self._kwargs[name] = _selected(value, index)
         self.num_rows = len(rows)
 
     def _forward(self, next_sequence_length: int | None, is_first_iteration: bool) -> torch.Tensor:
@@ -87,8 +89,8 @@ class RunningRows:
         is_real = torch.from_numpy(mask).to(self._device)
         if "position_ids" in accepted:
             self._kwargs["position_ids"] = (is_real.cumsum(-1) - 1).masked_fill(is_real == 0, 0)
-        if "attention_mask" in accepted:
-            self._kwargs["attention_mask"] = None if mask.all() else is_real
+        if "attention_mask" in accepted and not mask.all():
+            self._kwargs["attention_mask"] = is_real
         if "logits_to_keep" in accepted:
             self._kwargs["logits_to_keep"] = 1
         return torch.from_numpy(ids).to(self._device)
@@ -158,11 +160,13 @@ def padded(prompts: Sequence[Int32s], from_left: bool) -> tuple[np.ndarray, np.n
 
 def _selected(value: Any, index: torch.Tensor) -> Any:
     """The rows of one of the model's arguments; what has no rows stays."""
-    if isinstance(value, Cache):
+    if hasattr(value, "reorder_cache"):
         value.reorder_cache(index)  # the one selection that every kind of cache layer has
         return value
     if isinstance(value, BaseModelOutput):
         return BaseModelOutput(last_hidden_state=value.last_hidden_state.index_select(0, index))
     if isinstance(value, torch.Tensor) and value.ndim:
         return value.index_select(1 if value.ndim == 3 else 0, index)  # [3, rows, n]: positions in several dimensions
-    return value
+    if value is None or isinstance(value, int | torch.Tensor):
+        return value
+    raise NotImplementedError(f"transformers' {type(value).__name__} has no selection of rows")

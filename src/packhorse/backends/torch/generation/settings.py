@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from packhorse.backends.torch.generation.compat import prepare_special_tokens
 from packhorse.errors import ModelError, UsageError, did_you_mean, first_line
 
 # Where neither the job nor the model says how long an output may get.
@@ -67,7 +68,7 @@ def effective_config(model: Any, settings: Mapping[str, Any], device: torch.devi
     settings = {name: _as_float(value) if name in FLOATS else value for name, value in settings.items()}
     try:
         config, _ = model._prepare_generation_config(None, **settings)
-        model._prepare_special_tokens(config, True, device=device, batch_size=1)
+        prepare_special_tokens(model, config, device)
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"--generation {_listed(settings)}: transformers refuses this: {first_line(error)}") from error
     has_length = settings.get("max_length") is not None or model.generation_config.max_length is not None
@@ -85,7 +86,7 @@ def _check_own(model: Any, device: torch.device) -> None:
             setattr(own, name, None)
     try:
         config, _ = model._prepare_generation_config(None)
-        model._prepare_special_tokens(config, True, device=device, batch_size=1)
+        prepare_special_tokens(model, config, device)
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"generation_config.json of this model cannot be used: {first_line(error)}") from error
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from packhorse.backends.torch.generation.compat import prepare_special_tokens
 from packhorse.backends.torch.generation.constrain import Constraint
 from packhorse.backends.torch.generation.processors import Processors
 from packhorse.backends.torch.generation.sampling import Sampler, uniforms
@@ -202,7 +203,7 @@ class Stepper:
     def _use(self, device: torch.device) -> None:
         """Processors keep tensors on the device of the logits."""
         self._device = device
-        self._model._prepare_special_tokens(self.config, True, device=device, batch_size=1)
+        prepare_special_tokens(self._model, self.config, device)
         try:
             self._processors = Processors(self._model, self.config, device)
         except (ValueError, TypeError) as error:

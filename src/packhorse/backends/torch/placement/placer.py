@@ -65,6 +65,7 @@ class Placer:
         brought to that device. Raises ModelError where the model does not fit into what --max-memory allows.
         """
         if not is_split(model):
+            self._check_held(model)
             return
         if not isinstance(self._placement.device_map, Mapping):
             self._check_limits(model)
@@ -76,6 +77,14 @@ class Placer:
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None
+
+    def _check_held(self, model: Any) -> None:
+        """Older versions of transformers leave a model whose one device is the disk without weights."""
+        if self._placement.is_split and any(p.device.type == "meta" for p in model.parameters()):
+            raise ModelError(
+                "the model would lie on the disk alone, which this version of transformers cannot run: give cpu a "
+                "share of it in --max-memory or --device-map, or upgrade transformers"
+            )
 
     def _check_limits(self, model: Any) -> None:
         """accelerate puts on the disk whatever has no other place: it may only where that was said."""
