@@ -16,6 +16,8 @@ from packhorse.devices.cores import core_groups
 from packhorse.devices.host import cpu_precisions, num_cores
 from packhorse.errors import InterruptedRunError, UsageError
 from packhorse.executors.local import Stop
+from packhorse.jobs import dividing
+from packhorse.jobs import job as one_job
 from packhorse.jobs.spreading import shared
 from packhorse.outputs.records import unsealed
 from packhorse.plans import Plan
@@ -148,3 +150,18 @@ def test_devices_that_are_not_here_and_one_model_over_all(
     with pytest.raises(UsageError, match=words):
         packhorse.run(wide, {"text": ["a"]}, tmp_path / "out", **settings)
     assert not (tmp_path / "out" / "_packhorse" / "manifest.json").exists()
+
+
+@pytest.mark.skipif(num_cores() < 2, reason="one core: there is nothing to divide")
+@pytest.mark.parametrize(("gain", "count"), [(0.0, 2), pytest.param(100.0, 0, marks=pytest.mark.slow)])
+def test_all_on_a_processor_is_as_many_processes_as_are_faster(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float, count: int
+) -> None:
+    monkeypatch.setattr(dividing, "GAIN", gain)
+    monkeypatch.setattr(one_job, "num_to_try", lambda *_: (2, ""))
+    settings: dict[str, Any] = {"precision": "fp32", "backend": "torch", "tune": "off", "text_column": "text"}
+    packhorse.run(wide, {"text": TEXTS}, tmp_path / "one", devices="cpu", **settings)
+    report = packhorse.run(wide, {"text": TEXTS}, tmp_path / "all", devices="all", **settings)
+    assert len(report.workers) == count
+    assert report.counters.rows == sum(worker["rows"] for worker in report.workers) or not count
+    assert parts(tmp_path / "one") == parts(tmp_path / "all")

@@ -19,6 +19,18 @@ def core_groups(count: int) -> list[list[int]] | None:
     return [sorted(cores[len(cores) * i // count : len(cores) * (i + 1) // count]) for i in range(count)]
 
 
+def num_groups() -> int:
+    """Of this process's cores: memory nodes; where there is one alone, parts that share a last cache; where all share
+    it, 2, since processes do not wait for each other's interpreter."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 1
+    cores = os.sched_getaffinity(0)
+    for groups in ({_place(core)[0] for core in cores}, {_last_cache(core) for core in cores}):
+        if len(groups) > 1:
+            return len(groups)
+    return min(2, len(cores))
+
+
 def pin(cores: list[int]) -> None:
     """This process, all threads that it has and will have, to these cores."""
     for thread in Path("/proc/self/task").iterdir():
@@ -33,6 +45,15 @@ def _place(core: int) -> tuple[int, int, int, int]:
     folder = CPUS / f"cpu{core}"
     nodes = [int(path.name[4:]) for path in folder.glob("node[0-9]*")]
     return min(nodes, default=-1), _number(folder, "physical_package_id"), _number(folder, "core_id"), core
+
+
+def _last_cache(core: int) -> str:
+    """The cores that share it, as Linux lists them; empty where the system does not tell."""
+    levels = sorted((CPUS / f"cpu{core}" / "cache").glob("index[0-9]*"))
+    try:
+        return (levels[-1] / "shared_cpu_list").read_text().strip() if levels else ""
+    except OSError:
+        return ""
 
 
 def _number(folder: Path, name: str) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -88,6 +89,16 @@ class Processes:
     ) -> Outcome:  # fmt: skip
         return SharedRun(self, budgets, commit, lower, live, stop).run(shards)
 
+    def wait_for_all(self, check: Callable[[], None]) -> None:
+        """Until those that are left have loaded their model. check: may raise."""
+        while any(worker.facts is None for worker in self._left):
+            for worker in [w for w in self._left if w.facts is None]:
+                check()
+                try:
+                    worker.receive(LOOK_S)
+                except WorkerGoneError as gone:
+                    self.start_again(worker, gone)
+
     def close(self) -> None:
         """Ends the processes that are left; one that still loads its model would hear of it only afterwards."""
         deadline_s = time.monotonic() + END_S
@@ -96,6 +107,16 @@ class Processes:
         for worker in self._left:
             worker.close(deadline_s if worker.facts is not None else 0)
         self._left = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.kill()
+        self.close()
 
     def kill(self) -> None:
         """The same at once; none is started again."""

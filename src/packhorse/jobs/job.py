@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -16,10 +17,11 @@ from packhorse.executors.local import Local
 from packhorse.jobs.accounting import Committer, check_error_rate, estimated_rows, new_report
 from packhorse.jobs.beginning import Beginning
 from packhorse.jobs.continuing import Reopen, check_can_retry
+from packhorse.jobs.dividing import SHARDS, num_to_try, several_if_faster, trial_rows
 from packhorse.jobs.mirroring import Mirror, cut_files
 from packhorse.jobs.on_ray import on_ray
 from packhorse.jobs.retrying import Retry
-from packhorse.jobs.spreading import devices_of, shared, spread
+from packhorse.jobs.spreading import devices_of, freed, shared, spread, started
 from packhorse.loading import Loader
 from packhorse.metrics import LiveCounters, RunReport, activation_bytes
 from packhorse.outputs.manifest import RunFolder
@@ -79,6 +81,9 @@ class Job:
         if self._stop.event.wait(seconds):
             raise InterruptedRunError(self._stop.signum, 0)
 
+    def _check_stop(self) -> None:
+        self._pause(0)
+
     def _run_locked(self) -> RunReport:
         if self._config.overwrite or not self._folder.exists:
             check_can_retry(self._config, None)
@@ -97,22 +102,36 @@ class Job:
         """In this process where there is one device, else in a process for each. decide: makes the plan, given how
         many processes change it."""
         if self._config.ray is not None:
-            say, check = self._reporter, lambda: self._pause(0)
-            return on_ray(self._config, self._begun, decide, say, check, self._compute)
+            return on_ray(self._config, self._begun, decide, self._reporter, self._check_stop, self._compute)
         devices = devices_of(self._config, self._begun.loader)
         plan = decide(lambda plan: shared(plan, len(devices)))
         if len(devices) == 1:
-            return self._with_stages(plan, lambda plan, stages: self._compute(plan, Local(stages)))
+            return self._with_stages(plan, self._here)
         self._reporter.plan(plan, self._config.model)
         self._reporter.note(f"a process each on {', '.join(devices)}")
-        processes = spread(self._config, self._begun, plan, devices, self._reporter.note, lambda: self._pause(0))
-        try:
+        with spread(self._config, self._begun, plan, devices, self._reporter.note, self._check_stop) as processes:
             return self._compute(plan, processes)
-        except BaseException:
-            processes.kill()
-            raise
-        finally:
-            processes.close()
+
+    def _here(self, plan: Plan, stages: Stages) -> RunReport:
+        """In this process, unless several are faster and nobody said how many there are to be."""
+        local, loader, say = Local(stages), self._begun.loader, self._reporter.note
+        tuned_s = plan.forecast.tuned_s if plan.forecast else 0.0
+        setup_s = time.perf_counter() - self._begin_s - tuned_s
+        count, why = num_to_try(self._config, loader, plan, local.weight_bytes, setup_s)
+        if why:
+            say(why)
+        if count == 1:
+            return self._compute(plan, local)
+        shards = list(islice(self._shards(Position(0, 0), 0, 0, trial_rows(plan, count)), SHARDS * count))
+        processes = several_if_faster(
+            local, lambda: started(self._config, self._begun, plan, ["cpu"] * count, say, self._check_stop), shards,
+            self._budgets().at(0), self._stop, say,
+        )  # fmt: skip
+        if processes is None:
+            return self._compute(plan, local)
+        with processes:
+            freed(self._begun, plan)
+            return self._compute(plan, processes)
 
     def _with_stages(self, plan: Plan, work: Callable[[Plan, Stages], RunReport]) -> RunReport:
         self._begun.loader.replay(plan)

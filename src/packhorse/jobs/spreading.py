@@ -53,7 +53,14 @@ def spread(
 
     check: called while it waits, may raise. Raises what loading raises, and WorkerDiedError.
     """
-    one_first = freed(begun, plan)
+    return started(config, begun, plan, devices, say, check, freed(begun, plan))
+
+
+def started(
+    config: RunConfig, begun: Beginning, plan: Plan, devices: list[str], say: Callable[[str], None],
+    check: Callable[[], None], one_first: bool = False,
+) -> Processes:  # fmt: skip
+    """The same beside the model in this process."""
     specs = [spec_of(config, begun, plan, devices, number) for number in range(len(devices))]
     return Processes(MODULE, devices, specs, needed_columns(begun), begun.columns.keep, say, check, one_first)
 
