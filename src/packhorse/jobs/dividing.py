@@ -22,7 +22,7 @@ from packhorse.readers.cut import ShardRows
 from packhorse.readers.sources import STANDARD_INPUT
 from packhorse.shard import Budget, Budgets
 
-TRIAL_S = 3.0  # of each way
+TRIAL_S = 5.0  # of each way; starting and ending a run takes several processes some 0.3 s of it
 SHARDS = 4  # of a trial, for each process
 JOB_SHARE = 0.03  # of the job, at most, that starting processes and the trials may take
 GAIN = 1.02  # several have to be so much faster: they hold the weights several times
@@ -42,7 +42,7 @@ def num_to_try(config: RunConfig, loader: Loader, plan: Plan, weight_bytes: int,
     rate, rows = _rows_per_s(plan), plan.forecast.rows if plan.forecast else 0.0
     if config.tune == "off" or rate is None or config.input == STANDARD_INPUT:
         return 1, f"one process: whether {count} are faster was not measured"
-    if config.tune == "quick" and rows / rate * JOB_SHARE < setup_s + 2 * TRIAL_S:
+    if config.tune == "quick" and rows / rate * JOB_SHARE < setup_s + 3 * TRIAL_S:
         return 1, f"one process: {rows:,.0f} rows are too few to repay trying {count}"
     free = loader.backend.free_bytes("cpu")
     if free is not None and free < weight_bytes * count * MEMORY_MARGIN:
@@ -86,10 +86,15 @@ def _end(processes: Processes | None) -> None:
 
 
 def _rate(executor: Executor, shards: Sequence[ShardRows], budget: Budget, stop: Stop) -> float:
-    """Rows/s."""
+    """Rows/s, after half of the shards to warm up on: kernels are chosen for the shapes that a process sees first."""
+    _run(executor, shards[: len(shards) // 2], budget, stop)
     begin = time.perf_counter()
-    executor.run(iter(shards), Budgets([(0, budget)]), lambda *_: None, _too_much, LiveCounters(), stop)
+    _run(executor, shards, budget, stop)
     return sum(rows.shard.num_rows for rows in shards) / max(time.perf_counter() - begin, 1e-9)
+
+
+def _run(executor: Executor, shards: Sequence[ShardRows], budget: Budget, stop: Stop) -> None:
+    executor.run(iter(shards), Budgets([(0, budget)]), lambda *_: None, _too_much, LiveCounters(), stop)
 
 
 def _too_much(shard: int, budget: Budget) -> None:
