@@ -38,14 +38,8 @@ def on_ray(
         count = asked or _num_there(ray, begun.loader)
         plan = decide(lambda plan: shared(plan, count) if address == LOCAL else plan)
         reporter.plan(plan, config.model)
-        actors = _actors(ray, config, begun, plan, count, reporter.note, check)
-        try:
+        with _actors(ray, config, begun, plan, count, reporter.note, check) as actors:
             return compute(plan, actors)
-        except BaseException:
-            actors.kill()
-            raise
-        finally:
-            actors.close()
 
 
 def num_asked(config: RunConfig) -> int | None:
