@@ -124,6 +124,16 @@ def with_a_pace(count: int, clock: Clock) -> tuple[Handing, list[Task]]:
     return handing, tasks
 
 
+def with_one_out_twice() -> tuple[Handing, Task]:
+    """A shard that was late with one worker, and was handed to another."""
+    clock = Clock()
+    handing, (_, made) = with_a_pace(2, clock)
+    assert handing.take([], 0) is made
+    clock.now_s += 100.0
+    assert handing.take([], 0) is made
+    return handing, made
+
+
 def test_a_shard_that_is_late_is_handed_once_more_to_who_has_nothing_and_the_first_result_counts() -> None:
     clock = Clock()
     handing, (_, first, second) = with_a_pace(3, clock)
@@ -149,11 +159,7 @@ def test_a_shard_that_is_late_is_handed_once_more_to_who_has_nothing_and_the_fir
 
 
 def test_a_late_shard_is_still_computed_where_one_of_its_two_workers_dies() -> None:
-    clock = Clock()
-    handing, (_, made) = with_a_pace(2, clock)
-    assert handing.take([], 0) is made
-    clock.now_s += 100.0
-    assert handing.take([], 0) is made
+    handing, made = with_one_out_twice()
     handing.give_back([made], "was killed")
     assert handing.take([], 0) is None  # the other has it, and it may have been the end of that worker
     assert handing.done(made, computed(made), None)
@@ -163,22 +169,14 @@ def test_a_late_shard_is_still_computed_where_one_of_its_two_workers_dies() -> N
 
 
 def test_a_worker_that_dies_over_what_another_computed_gives_nothing_back() -> None:
-    clock = Clock()
-    handing, (_, made) = with_a_pace(2, clock)
-    assert handing.take([], 0) is made
-    clock.now_s += 100.0
-    assert handing.take([], 0) is made
+    handing, made = with_one_out_twice()
     assert handing.done(made, computed(made), None)
     handing.give_back([made], "was killed")
     assert handing.take([], 0) is None and made.deaths == 0 and handing.next_done(0) is made
 
 
 def test_the_second_result_counts_where_the_first_one_does_not_any_more() -> None:
-    clock = Clock()
-    handing, (_, made) = with_a_pace(2, clock)
-    assert handing.take([], 0) is made
-    clock.now_s += 100.0
-    assert handing.take([], 0) is made
+    handing, made = with_one_out_twice()
     assert handing.done(made, computed(made), None)
     handing.again(made)  # another budget holds for it by now
     assert handing.num_waiting == 1

@@ -19,7 +19,7 @@ from packhorse.backends.torch.generation.settings import effective_config, libra
 from packhorse.backends.torch.generation.stops import StopStrings
 from packhorse.backends.torch.placement import first_device
 from packhorse.data import Int32s, Int64s, RowError, offsets_of
-from packhorse.errors import UsageError
+from packhorse.errors import UsageError, first_line
 from packhorse.generation import LENGTH, NEAR_TIE, STOP, Decoding, Generated
 
 NOT_FINITE = RowError("not_finite", "the model's scores of the next token are NaN or infinite, or leave none")
@@ -207,7 +207,7 @@ class Stepper:
         try:
             self._processors = Processors(self._model, self.config, device)
         except (ValueError, TypeError) as error:
-            words = f"transformers refuses this: {str(error).splitlines()[0]}"
+            words = f"transformers refuses this: {first_line(error)}"
             raise UsageError(f"--generation, or generation_config.json of this model: {words}") from error
         self._sampler = Sampler(self._processors.warpers)
 
