@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from packhorse.data import Chunk, Int32s, Int64s, Position, Tokenized, Tokens, offsets_of
+from packhorse.data import Chunk, Int32s, Int64s, Position, Tokens, offsets_of
 from packhorse.loading import Loader
 from packhorse.plans import Plan
 from packhorse.readers.sample import even_rows
+from packhorse.sequences import Tokenized
 from packhorse.shard import Stages
 
 CHUNK_ROWS = 16_384

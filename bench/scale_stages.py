@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from packhorse.data import Position, Tokenized
+from packhorse.data import Position
 from packhorse.loading import Loader
 from packhorse.outputs.manifest import RunFolder
 from packhorse.plans import Plan
 from packhorse.readers.cut import ShardRows, cut_shards
+from packhorse.sequences import Tokenized
 from packhorse.shard import Budget, Stages, finish, forward, prepare
 from packhorse.stages import Reader, Tokenizer
 from packhorse.writers import make_writer

@@ -94,3 +94,19 @@ def save_classifier(folder: Path, kind: str = "bert", num_labels: int = 3, **con
         inputs=("input_ids", "token_type_ids", "attention_mask") if kind == "bert" else ("input_ids", "attention_mask"),
     )
     return folder
+
+
+def save_head(folder: Path, name: str, max_length: int = 64, **config: Any) -> Path:
+    """A BERT of transformers' class of that name, with random weights."""
+    import torch
+    import transformers
+
+    made = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=200,
+        initializer_range=0.3, pad_token_id=0, max_position_embeddings=max_length, **config,
+    )  # fmt: skip
+    made.label2id = {label: i for i, label in made.id2label.items()}
+    torch.manual_seed(0)
+    getattr(transformers, name)(copy.deepcopy(made)).save_pretrained(folder)
+    save_tokenizer(folder, max_length)
+    return folder

@@ -27,7 +27,9 @@ def load(model: str | Path, **settings: Any) -> Engine:
 
         revision           branch, tag or commit on the hub
         adapter            PEFT adapter (LoRA) to merge into the weights: a folder, or ORGANISATION/NAME[@REVISION]
-        task               "text-classification", "feature-extraction", "text-generation", "text2text-generation",
+        task               "text-classification", "token-classification", "question-answering", "fill-mask",
+                           "zero-shot-classification", "text-ranking", "feature-extraction", "sparse-embedding",
+                           "multi-vector-embedding", "perplexity", "text-generation", "text2text-generation",
                            "summarization" or "translation"; "auto" reads it from the model
         devices            "auto", "cpu", "cuda", "cuda:N", "mps" or "xpu"; for run() also several, a process on each:
                            "all", "0,1", "cuda:0,cuda:0" or "cpu:N"
@@ -53,7 +55,7 @@ def load(model: str | Path, **settings: Any) -> Engine:
         pooling            "mean", "cls", "last" or "max"; default what the model says, else mean
         normalize          embeddings of length 1; default what the model says
         embedding_format   "float32", "float16", "int8" (with a scale a row), "binary" or "ubinary" (a bit a number)
-        prompt_name        prompt of a sentence-transformers model
+        prompt_name        prompt of a sentence-transformers model; multi-vector-embedding: "query" or "document"
         max_new_tokens, do_sample, temperature, top_p, top_k, min_p, repetition_penalty, num_beams,
         num_return_sequences, stop_strings
                            of a model that writes: as transformers' generate() takes them; generation: a dict of others
@@ -61,8 +63,16 @@ def load(model: str | Path, **settings: Any) -> Engine:
         logprobs           True: columns with the tokens written and their log-probabilities
         json_schema        a file or JSON text that each output satisfies; choices: a list of which each output is one
         chat               True: prompts go through the model's chat template; system_prompt: a message before each
-        long               a text longer than the model: "error" (default where text is generated) or "truncate"
-        engine             "continuous", "static", "generate" or "paged"; "auto": the first that is right for the model
+        long               a text longer than the model: "error" (default where text is generated), "truncate", or
+                           "windows" (default of question-answering), with stride, tokens that windows share, and
+                           combine: "mean", "max", "first" or "all"
+        function_to_apply  of text-classification: "softmax", "sigmoid" or "none" instead of what the model says
+        aggregation        of token-classification: "simple", "first", "average", "max" or "none"; ignore_labels
+        labels             of zero-shot-classification, with hypothesis_template and multi_label
+        targets            of fill-mask: words whose scores are wanted; top_k: so many tokens, or answers
+        max_answer_len     of question-answering, in tokens; handle_impossible_answer: it may be empty
+        engine             "continuous", "openvino", "static", "generate" or "paged"; "auto": the first that is right
+                           for the model, another where a trial shows it to be faster
         backend            "torch", "onnx", "openvino", "vllm"; "auto" goes by the folder's files; "null": no model
         provider           ONNX Runtime's execution provider
         onnx_file          which .onnx file of the folder
@@ -100,6 +110,7 @@ def run(model: str | Path, input: Any, output: str | Path, *, stop: Stop | None 
         header          False: the first line of CSV and TSV is a row, and columns are column_0, column_1 and so on
         text_column     column with the text; guessed when only one can be meant
         pair_column     column with the second text of a pair
+        labels_column   column with the labels of each row, of zero-shot-classification
         template        prompt made of columns, "Summarize {title}: {body}"; "@FILE" reads it from a file
         messages_column column with chat messages
         seed_column     column that takes the place of the row's number in sampling

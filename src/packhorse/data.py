@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from packhorse.late_interaction import LateInteraction
+
+Int8s = npt.NDArray[np.int8]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 UInt32s = npt.NDArray[np.uint32]
@@ -83,6 +86,7 @@ class Tokens:
     ids: Int32s  # [T]
     offsets: Int64s  # [n + 1]
     type_ids: Int32s | None = None  # [T], for models that tell the two texts of a pair apart
+    targets: Int32s | None = None  # [T] the token to be scored in the place of this one; -1: none
 
     @property
     def num_rows(self) -> int:
@@ -97,14 +101,22 @@ class Tokens:
         lengths = self.lengths[rows]
         offsets = offsets_of(lengths)
         where = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Tokens(self.ids[where], offsets, None if self.type_ids is None else self.type_ids[where])
+        return self._at(where, offsets)
 
     def first(self, most: int | Int64s) -> Tokens:
         """Of each row no more than its first tokens. most: of any row, or [n] of each."""
         lengths: Int64s = np.minimum(self.lengths, most)
         offsets = offsets_of(lengths)
         where = np.repeat(self.offsets[:-1] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Tokens(self.ids[where], offsets, None if self.type_ids is None else self.type_ids[where])
+        return self._at(where, offsets)
+
+    def where(self, is_kept: Bools, lengths: Int64s) -> Tokens:
+        """The tokens that are kept, [T] of bool; lengths: [n] of the rows then."""
+        return self._at(is_kept, offsets_of(lengths))
+
+    def _at(self, where: np.ndarray, offsets: Int64s) -> Tokens:
+        type_ids = None if self.type_ids is None else self.type_ids[where]
+        return Tokens(self.ids[where], offsets, type_ids, None if self.targets is None else self.targets[where])
 
 
 def offsets_of(lengths: Int64s) -> Int64s:
@@ -112,16 +124,6 @@ def offsets_of(lengths: Int64s) -> Int64s:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenized:
-    """A shard's rows as tokens. A row in error has no tokens."""
-
-    tokens: Tokens
-    errors: Mapping[int, RowError]
-    truncated_rows: int = 0
-    truncated_tokens: int = 0  # at least: what stands beyond the first part of a huge text is not counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,68 +188,59 @@ class DenseLayer:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """What a backend leaves of a forward, as data: class scores or one pooled vector a row, float32; or it writes."""
+    """What a backend leaves of a forward, as data; float32. Or it writes (generate).
 
-    kind: Literal["classify", "pool", "generate"]
+    classify   scores of labels, a row
+    pool       one vector a row, pooled, projected and normalized
+    tokens     scores of labels, a token
+    spans      logits of beginning and end of an answer, a token
+    vectors    a vector a token, projected and normalized
+    fill       for each mask token the top_k likeliest tokens, `ids | probabilities`, or the probabilities of `columns`
+    sparse     of each row the vocabulary's places that are not 0, `row | place | weight`: the largest log(1 + relu(x))
+               of its tokens, or their sum; a row without any has `row | 0 | 0`
+    score      log-probability of a token: of each but a row's first under those before it, 0 for the first; of
+               Tokens.targets where is_masked
+    """
+
+    kind: Literal["classify", "pool", "generate", "tokens", "spans", "vectors", "fill", "sparse", "score"]
     width: int = 0  # columns of the result; 0 until the model is loaded, where its config does not tell
-    activation: Literal["softmax", "sigmoid", "none"] = "none"
+    activation: Literal["softmax", "sigmoid", "none", "log1p"] = "none"  # log1p: of sparse weights, once more
     pooling: tuple[str, ...] = ("mean",)
     skip_tokens: int = 0  # leading prompt tokens left out of the pooling
     post: tuple[DenseLayer | Literal["normalize"], ...] = ()
+    top_k: int = 0
+    columns: tuple[int, ...] = ()  # of the vocabulary
+    mask_id: int = -1
+    is_masked: bool = False
+    unattended_id: int = -1  # of vectors: tokens of this id at a row's end look at the others, and none at them
+
+    @property
+    def per(self) -> Literal["row", "token", "mask", "target", "entry"]:
+        """What there is a line of values for."""
+        if self.kind == "score" and self.is_masked:
+            return "target"
+        kinds = {"tokens": "token", "spans": "token", "vectors": "token", "score": "token", "fill": "mask"}
+        return (kinds | {"sparse": "entry"}).get(self.kind, "row")  # type: ignore[return-value]
+
+    @property
+    def reads_vocabulary(self) -> bool:
+        """Whether the head's output is as wide as the vocabulary."""
+        return self.kind in ("fill", "sparse", "score")
+
+
+# Left out where they say nothing, so that graphs exported before there were such still have the same record.
+NEWER: dict[str, Any] = {"top_k": 0, "columns": [], "mask_id": -1, "is_masked": False, "unattended_id": -1}
 
 
 def reduction_json(reduction: Reduction) -> dict[str, Any]:
     """As JSON values. A Dense layer by its folder's name, so that a copied model keeps its reduction."""
     post = [asdict(p) | {"folder": Path(p.folder).name} if isinstance(p, DenseLayer) else p for p in reduction.post]
-    return asdict(reduction) | {"pooling": list(reduction.pooling), "post": post}
+    values = asdict(reduction) | {"pooling": list(reduction.pooling), "post": post, "columns": list(reduction.columns)}
+    return {name: value for name, value in values.items() if name not in NEWER or value != NEWER[name]}
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionCost:
-    """Layers that attend alike. Counted are the (query, key) pairs that a mask leaves, of a row alone, not padded."""
-
-    flops_per_pair: float  # of all these layers together: 2 x heads x (head size of the keys + that of the values) each
-    is_causal: bool = False  # a token sees itself and those before it
-    reach: int | None = None  # tokens i and j see each other where |i - j| <= reach; None: at any distance
-
-    def num_pairs(self, lengths: Int64s) -> Float64s:
-        """[n] of rows of s tokens. With m = min(reach, s - 1), the distance that is reached: s (m + 1) - m (m + 1) / 2
-        where attention is causal, s (2 m + 1) - m (m + 1) where not; at any distance s (s + 1) / 2 and s²."""
-        s = np.asarray(lengths, np.float64)
-        m = np.maximum(s - 1 if self.reach is None else np.minimum(self.reach, s - 1), 0.0)
-        on_one_side = s * m - m * (m + 1) / 2
-        pairs: Float64s = s + (on_one_side if self.is_causal else 2 * on_one_side)
-        return pairs
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCost:
-    """FLOPs of a forward over sequence lengths s: per_token * Σs + per_row * n + those of every kind of attention."""
-
-    per_token: float = 0.0
-    per_row: float = 0.0
-    attention: tuple[AttentionCost, ...] = ()
-
-    def flops(self, lengths: Int64s) -> float:
-        of_pairs = sum(kind.flops_per_pair * float(kind.num_pairs(lengths).sum()) for kind in self.attention)
-        return self.per_token * float(lengths.sum()) + self.per_row * len(lengths) + of_pairs
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self) | {"attention": [asdict(kind) for kind in self.attention]}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> ModelCost:
-        """Raises KeyError, TypeError or ValueError where it is of another shape."""
-        kinds = tuple(
-            AttentionCost(
-                float(kind["flops_per_pair"]),
-                bool(kind["is_causal"]),
-                None if kind["reach"] is None else int(kind["reach"]),
-            )
-            for kind in value["attention"]
-        )
-        return cls(float(value["per_token"]), float(value["per_row"]), kinds)
+# A token of this name in a tokenizer's vocabulary: it and all behind it are the unknown token to the model.
+UNKNOWN_FROM = "\ufdd2unknown from here"
 
 
 class TokenizerParts(NamedTuple):
@@ -287,6 +280,10 @@ class ModelDescription:
     source: str = "folder"  # weights or graph: what is to be loaded whatever else lies there; folder: that decides
     dtype: str | None = None  # that the weights were saved in, by torch's name
     is_encoder_decoder: bool = False
+    architecture: str = ""  # the first that config.json names
+    score_activation: str = "Identity"  # of text-ranking: what logits become scores by, as a name in torch.nn
+    late: LateInteraction | None = None  # of multi-vector-embedding
+    vocab_size: int | None = None
 
     @property
     def writes(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ from packhorse.outputs.mirrored import MirroredFolder
 from packhorse.plans import Plan
 from packhorse.prompts import as_chats, make_prompts
 from packhorse.readers import check_no_options, open_input
-from packhorse.readers.columns import column_texts, guess_text_column, has_lone_surrogate
 from packhorse.readers.cut import ShardRows
+from packhorse.readers.given import as_text_column, lists_column
+from packhorse.readers.lists import column_inputs
 from packhorse.readers.options import ReaderOptions
 from packhorse.readers.table import TableReader
 from packhorse.report.reporter import Reporter
+from packhorse.selection import PAIRS, seen_text_column
 from packhorse.shard import Budget, Stages, predict
 from packhorse.stages import Reader
 from packhorse.tuning.gate import MIN_JOB_ROWS
@@ -37,6 +40,8 @@ from packhorse.writers import make_writer
 TEXT, PAIR = "text", "text_pair"
 CHATS = "messages"
 STREAM_ROWS = 1_024
+
+AsColumn = Callable[[Sequence[Any], dict[int, RowError]], pa.Array]
 
 
 class Engine:
@@ -66,18 +71,25 @@ class Engine:
         return self._plan.task
 
     @property
+    def folder(self) -> Path:
+        """The transformer's own, of a hub model in the cache."""
+        return self._loader.description.folder
+
+    @property
     def plan(self) -> Plan:
         """What was decided so far: device, precision, token budget, maximum length."""
         return self._plan
 
-    def predict(self, texts: Sequence[Any], pairs: Sequence[str | None] | None = None) -> pa.Table:
+    def predict(self, texts: Sequence[Any], pairs: Sequence[Any] | None = None) -> pa.Table:
         """Predictions for texts (or pairs of them), one row a text, in their order. Where text is generated a text may
-        also be a list of chat messages, {"role", "content"}, which go through the model's chat template.
+        also be a list of chat messages, {"role", "content"}, which go through the model's chat template. For
+        zero-shot-classification pairs are the labels of each row, a list of strings; without them load(labels=...)
+        holds. For token-classification all texts may be lists of words.
 
         Returns a table with the columns of a run's output without the input's: for text-classification `label`,
         `score` (and `scores`), for feature-extraction `embedding`; last `error`, null or {kind, message}: a text
         that cannot be done (None, no string, lone surrogates) is an error in its row and no exception.
-        Raises UsageError where texts and pairs differ in number.
+        Raises UsageError where texts and pairs differ in number, and where there are no labels.
         """
         if isinstance(texts, str):
             raise UsageError("predict takes a list of texts; for one text give [text]")
@@ -90,7 +102,14 @@ class Engine:
             chats, errors = as_chats(texts)
             rows = ShardRows.of(pa.table({CHATS: chats}), errors) if chats is not None else _rows(texts, None)
             return predict(rows, self._writing(rows), budget)
-        rows = _rows(texts, pairs)
+        has_labels = self.task == "zero-shot-classification"
+        if has_labels and pairs is None and self.settings.labels is None:
+            raise UsageError("which labels? predict(texts, pairs=[[...], ...]) for each row, or load(labels=[...])")
+        if self.task in PAIRS and pairs is None:
+            raise UsageError(f"{self.task} reads two texts a row: predict(texts, pairs), as many of each")
+        has_words = self.task == "token-classification" and any(isinstance(text, list | tuple) for text in texts)
+        as_texts = lists_column if has_words else as_text_column
+        rows = _rows(texts, pairs, as_texts, lists_column if has_labels else as_text_column)
         self._decide_anew(rows)
         budget = Budget(self._plan.max_batch_tokens, self._plan.batch_size)
         return predict(rows, self._ready(pairs is not None), budget)
@@ -109,7 +128,8 @@ class Engine:
         """Embeddings as an array [N, D] in float32; a row of NaN where a text cannot be done. int8 comes with its
         scale multiplied in.
 
-        Raises UsageError where the task is not feature-extraction, and for the formats that keep a bit a number.
+        Raises UsageError where the task is not feature-extraction, for the formats that keep a bit a number, and for
+        combine "all".
         """
         if self.task != "feature-extraction":
             raise UsageError(
@@ -120,6 +140,8 @@ class Engine:
                 f"embed() gives numbers, and embedding_format {self.settings.embedding_format!r} has bits: "
                 "use predict(), or load(embedding_format='float32')"
             )
+        if self.settings.combine == "all":
+            raise UsageError("embed() gives one embedding a text, and combine 'all' keeps several: use predict()")
         table = self.predict(texts)
         width = table.schema.field("embedding").type.list_size
         values = np.full((len(table), width), np.nan, np.float32)
@@ -177,7 +199,7 @@ class Engine:
         """Precision, tokenizer and the scales of int8 were left open for want of rows; now there may be enough."""
         enough = 1 if self.settings.precision in ("int8", "fp8") else MIN_JOB_ROWS
         if self._is_open and rows.table.num_rows >= enough:
-            texts = [column_texts(rows.table[name], rows.errors) for name in rows.table.column_names]
+            texts = [column_inputs(rows.table, name, rows.errors)[0] for name in rows.table.column_names]
             self._drop_stages()
             self._plan = self._decide(texts[0], texts[1] if len(texts) > 1 else None)
             self._is_open = False
@@ -235,7 +257,7 @@ def run_with(
         files = make_writer(config.output_extension).files
         folder = MirroredFolder(config.output, is_file=False, store=folder.store, files=files)
     if config.template is None and config.messages_column is None:  # before a model is downloaded
-        guess_text_column(reader.schema(), config.text_column, config.pair_column)
+        seen_text_column(config, reader.schema())
     reporter = Reporter("none" if config.quiet else config.progress)
     again = (lambda groups: reopen(groups=groups)) if is_path else None
     loader = loader or Loader(settings.on_first_device())
@@ -247,34 +269,13 @@ def _in_memory(rows: Any, config: RunConfig) -> Reader:
     return TableReader(rows)
 
 
-def _rows(texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> ShardRows:
-    """Texts as rows; what is no text becomes null and an error."""
+def _rows(
+    texts: Sequence[Any], pairs: Sequence[Any] | None, as_texts: AsColumn = as_text_column,
+    as_pairs: AsColumn = as_text_column,
+) -> ShardRows:  # fmt: skip
+    """Texts as rows; what as_texts or as_pairs does not take becomes null and an error."""
     errors: dict[int, RowError] = {}
-    given = {TEXT: texts} if pairs is None else {TEXT: texts, PAIR: pairs}
-    columns = {name: as_text_column(values, errors) for name, values in given.items()}
+    columns = {TEXT: as_texts(texts, errors)}
+    if pairs is not None:
+        columns[PAIR] = as_pairs(pairs, errors)
     return ShardRows.of(pa.table(columns), errors)
-
-
-def as_text_column(values: Sequence[Any], errors: dict[int, RowError]) -> pa.Array:
-    """Values that should be texts as large_string; what is no text becomes null, and an error of its row."""
-    clean = list(values)
-    if set(map(type, clean)) <= {str, type(None)}:
-        try:
-            return pa.array(clean, pa.large_string())
-        except UnicodeEncodeError:
-            pass  # half a surrogate pair in one of them: found one by one below
-    for i, value in enumerate(clean):
-        error = _text_error(value)
-        if error is not None:
-            errors[i], clean[i] = error, None
-    return pa.array(clean, pa.large_string())
-
-
-def _text_error(value: Any) -> RowError | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        return RowError("not_text", f"a {type(value).__name__}, not a string")
-    if has_lone_surrogate(value):
-        return RowError("lone_surrogate", "the text has half a surrogate pair, which is no character")
-    return None

@@ -21,10 +21,8 @@ from packhorse.loading.foreseeing import foresee
 from packhorse.loading.predicting import predicted
 from packhorse.plans import Plan
 from packhorse.readers import open_input
-from packhorse.readers.columns import guess_text_column
 from packhorse.readers.cut import MAX_ROWS
 from packhorse.readers.options import ReaderOptions
-from packhorse.readers.sample import take_sample
 from packhorse.selection import choose_columns, sample_of
 from packhorse.stages import Reader
 
@@ -46,8 +44,9 @@ def explain(model: str | Path, input: str | Path, **settings: Any) -> Explanatio
     try:
         if loader.description.writes:
             return dataclasses.replace(_writing(config, loader, reader), seconds=time.perf_counter() - begin)
-        texts = Texts(guess_text_column(reader.schema(), config.text_column, config.pair_column), config.pair_column)
-        sample = take_sample(reader, [name for name in texts if name is not None], config.limit)
+        columns = choose_columns(config, loader.task, loader.description, reader, datetime.now())
+        texts = Texts(columns.text, columns.pair)
+        sample = sample_of(reader, columns, config.limit)
         loader.see(sample.texts[0], sample.pairs, sample.is_whole)
         found = _measured(loader, sample.total_rows, texts) if config.tune != "off" else None
         explanation = _explained(config, loader, sample.total_rows, found)

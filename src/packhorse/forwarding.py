@@ -9,10 +9,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from packhorse.collecting import Collector, collector
 from packhorse.counters import Counters, Transfers
-from packhorse.data import Batch, BatchPlan, Float32s, RowError, Tokenized, Tokens
+from packhorse.data import Batch, BatchPlan, Float32s, Int64s, RowError, Tokens
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
 from packhorse.histogram import by_length, shares
+from packhorse.sequences import Ragged, Tokenized, Values
 from packhorse.stages import LoadedModel, OnBatch, Output
 from packhorse.tokenize.dedup import Unique
 
@@ -26,11 +28,11 @@ class Transferred(Protocol):
 
 def run_batches(
     tokens: Tokens, unique: Unique, plan: BatchPlan, model: LoadedModel, on_batch: OnBatch, counters: Counters
-) -> tuple[Float32s, dict[int, RowError]]:
-    """Values [unique rows, width] and, by unique row, what could not be done. Raises DeviceOutOfMemoryError where a
+) -> tuple[Values, dict[int, RowError]]:
+    """Values of the unique rows and, by unique row, what could not be done. Raises DeviceOutOfMemoryError where a
     batch of several rows does not fit."""
     lengths = tokens.lengths[unique.rows]
-    values = np.full((len(unique.rows), model.reduction.width), np.nan, np.float32)
+    values = collector(model.reduction, tokens.take(unique.rows))
     errors: dict[int, RowError] = {}
     in_flight: deque[tuple[np.ndarray, Output]] = deque()
     row_computed = np.zeros(len(unique.rows), np.int64)
@@ -53,7 +55,7 @@ def run_batches(
     counters.computed_tokens, counters.batches = int(row_computed.sum()), plan.num_batches
     counters.length_computed = by_length(lengths, row_computed)
     counters.transferred(transfers.transfers)
-    return values, errors
+    return values.all(), errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def _start(model: LoadedModel, tokens: Tokens, unique: Unique, rows: np.ndarray)
 def _collect(
     rows: np.ndarray,
     output: Output,
-    values: Float32s,
+    values: Collector,
     errors: dict[int, RowError],
     start: Callable[[np.ndarray], Output],
     transfers: Counters,
@@ -99,17 +101,15 @@ def _collect(
         return
     if isinstance(output, Transferred):
         transfers.transferred(output.transfers)
-    if result.shape != (len(rows), values.shape[1]):
-        raise RuntimeError(
-            f"the backend gave values of shape {result.shape} for {len(rows)} rows of width {values.shape[1]}"
-        )
-    values[rows] = result
+    values.put(rows, result)
 
 
-def spread(values: Float32s, unique: Unique, num_rows: int) -> Float32s:
-    """Values of the unique rows to all rows that they stand for; NaN elsewhere."""
-    if len(values) == num_rows:  # nothing collapsed, nothing in error: every row stands for itself
+def spread(values: Values, unique: Unique, num_rows: int) -> Values:
+    """Values of the unique rows to all rows that they stand for; NaN, or none, elsewhere."""
+    if len(unique.rows) == num_rows:  # nothing collapsed, nothing in error: every row stands for itself
         return values
+    if isinstance(values, Ragged):
+        return values.take(unique.inverse)
     spread = np.full((num_rows, values.shape[1]), np.nan, np.float32)
     has_value = unique.inverse >= 0
     spread[has_value] = values[unique.inverse[has_value]]
@@ -117,16 +117,28 @@ def spread(values: Float32s, unique: Unique, num_rows: int) -> Float32s:
 
 
 def all_errors(
-    values: Float32s, tokenized: Tokenized, unique: Unique, failed: dict[int, RowError], max_value: float
+    values: Values, tokenized: Tokenized, unique: Unique, failed: dict[int, RowError], max_value: float
 ) -> dict[int, RowError]:
-    """By row of the shard: what tokenizing and the device could not do, and results that are no numbers.
+    """By row of the shard: what tokenizing and the device could not do, and results that are no numbers. A row of
+    several sequences is in error where one of them is.
 
     max_value: the largest number that the output's type holds.
     """
+    row_of = tokenized.row_of
     errors = dict(tokenized.errors)
     if failed:
         where = {u: np.flatnonzero(unique.inverse == u) for u in failed}
-        errors |= {int(row): failed[u] for u, rows in where.items() for row in rows}
-    for row in np.flatnonzero(~(np.abs(values) <= max_value).all(1)):
+        rows = {u: np.unique(found if row_of is None else row_of[found]) for u, found in where.items()}
+        errors |= {int(row): failed[u] for u, found in rows.items() for row in found}
+    wrong = _not_finite(values, max_value)
+    for row in wrong if row_of is None else np.unique(row_of[wrong]):
         errors.setdefault(int(row), RowError("not_finite", "the model's output for this row is NaN, or too large"))
     return dict(sorted(errors.items()))
+
+
+def _not_finite(values: Values, max_value: float) -> Int64s:
+    """Numbers of the sequences with such a value."""
+    if isinstance(values, Ragged):
+        wrong = np.flatnonzero(~(np.abs(values.values) <= max_value).all(1))
+        return np.unique(np.searchsorted(values.offsets, wrong, side="right") - 1)
+    return np.flatnonzero(~(np.abs(values) <= max_value).all(1))

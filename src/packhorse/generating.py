@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from packhorse.counters import Counters
-from packhorse.data import Int64s, RowError, Tokenized, offsets_of
+from packhorse.data import Int64s, RowError, offsets_of
 from packhorse.errors import DeviceOutOfMemoryError
 from packhorse.generation import Generated, Prompts, UInt64s
 from packhorse.histogram import by_length
+from packhorse.sequences import Tokenized
 from packhorse.stages import Generator, OnBatch, OnStep
 from packhorse.tokenize.dedup import Unique
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.data import Float32s, Int32s, Int64s, RowError, Tokens
+from packhorse.data import Float32s, Int8s, Int32s, Int64s, RowError, Tokens
 
-Int8s = npt.NDArray[np.int8]
 UInt64s = npt.NDArray[np.uint64]
+
+PACKED_ENGINES = ("continuous", "openvino")  # rows enter and leave at any step, and nothing is padded
 
 # Codes of Generated.reasons. stop: an end token or a stop string; length: max_new_tokens, or the model's last position.
 FINISH_REASONS = ("stop", "length")
@@ -100,6 +101,7 @@ class Placement:
     offload_folder: str | None = None
     tensor_parallel: bool = False  # every layer cut over devices, by transformers' tp_plan or by vLLM
     devices: tuple[str, ...] = ()  # of tensor_parallel, where the backend is torch: one a rank
+    is_planned: bool = False  # device_map is that of a run that is gone on with
 
     @property
     def is_split(self) -> bool:

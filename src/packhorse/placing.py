@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -33,6 +34,14 @@ def parse_placement(
             f"leave --max-memory out, or give --device-map {', '.join(DEVICE_MAPS)}"
         )
     return Placement(mapping, limits, offload_folder, tensor_parallel)
+
+
+def as_planned(placement: Placement, device_map: Mapping[str, str] | None) -> Placement:
+    """Of a run that is gone on with: auto and its kin become the map that the run began with, since what is free now
+    would make another. A map of a file stays. device_map: None where the run had none."""
+    if device_map is None or not isinstance(placement.device_map, str):
+        return placement
+    return dataclasses.replace(placement, device_map=device_map, max_memory={}, is_planned=True)
 
 
 def check_together(

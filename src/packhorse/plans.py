@@ -94,6 +94,8 @@ class Plan(BaseModel):
     pair_column: str | None
     accuracy: dict[str, Any] | None = None
     """Of a precision below fp32, where it was compared: tuning.gate.Verdict's figures."""
+    device_map: dict[str, str] | None = None
+    """With --device-map the device of every module, as it came out; a resumed run lays them the same."""
     prompts_at: str | None = None
     """ISO time that chat templates which ask for one are told; a resumed run tells them the same."""
     quality: dict[str, Any] | None = None

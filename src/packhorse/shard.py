@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 
 from packhorse import forwarding, generating
-from packhorse.data import BatchPlan, Float32s, Int64s, RowError, Shard, Tokenized
+from packhorse.data import BatchPlan, Int64s, RowError, Shard
 from packhorse.errors import DeviceOutOfMemoryError
 from packhorse.forwarding import run_batches
 from packhorse.generation import Generated, Prompts, UInt64s
 from packhorse.histogram import by_length
 from packhorse.metrics import Counters
 from packhorse.prompts import PromptSource
-from packhorse.readers.columns import column_texts
 from packhorse.readers.cut import ShardRows
+from packhorse.readers.lists import column_inputs
+from packhorse.sequences import Results, Tokenized, Values, Vocabulary
 from packhorse.stages import Detokenize, GeneratingTask, Generator, LoadedModel, OnBatch, Planner, Task, Tokenizer
 from packhorse.tokenize.dedup import Unique, all_rows, unique_rows
 from packhorse.tokenize.fast import Retokenized
@@ -72,8 +73,10 @@ class Budgets:
 
 
 class Texts(NamedTuple):
-    texts: list[str | None]
-    pairs: list[str | None] | None
+    """What is tokenized: texts, or lists of words; second texts, or lists of labels."""
+
+    texts: list[Any]
+    pairs: list[Any] | None
     errors: Mapping[int, RowError]
 
 
@@ -94,6 +97,7 @@ class Stages:
     prompts: PromptSource | None = None  # of generation: takes the place of the text columns
     seed_column: str | None = None
     detokenize: Detokenize | None = None  # of generation
+    read_vocabulary: Callable[[], Vocabulary] | None = None  # of the others, for tasks that show tokens
 
     @property
     def dedups(self) -> bool:
@@ -119,8 +123,12 @@ class Stages:
         if self.prompts is not None:
             texts, errors = self.prompts.texts(rows.table, rows.errors)
             return Texts(texts, None, {**errors, **rows.errors})
-        pairs = column_texts(rows.table[self.pair_column], rows.errors) if self.pair_column else None
-        return Texts(column_texts(rows.table[self.text_column], rows.errors), pairs, rows.errors)
+        texts, broken = column_inputs(rows.table, self.text_column, rows.errors)
+        pairs = None
+        if self.pair_column:
+            pairs, others = column_inputs(rows.table, self.pair_column, rows.errors)
+            broken = {**others, **broken}
+        return Texts(texts, pairs, {**broken, **rows.errors})
 
 
 def output_fields(task: Task, width: int, prefix: str) -> list[pa.Field]:
@@ -139,19 +147,22 @@ class Prepared:
     plan: BatchPlan
     budget: Budget
     keys: UInt64s  # [n] of generation; else empty
+    texts: Texts
     counters: Counters = field(default_factory=Counters)
 
 
 @dataclass(slots=True)
 class Forwarded:
-    """A shard with its values, or what was written, in input order; errors hold every row without a prediction."""
+    """A shard with the values of its sequences, or what was written, in input order; errors hold every row without a
+    prediction."""
 
     shard: Shard
     table: pa.Table
-    values: Float32s | Generated  # [rows, width]
+    values: Values | Generated
     errors: dict[int, RowError]
     counters: Counters
-    lengths: Int64s  # [rows] tokens of each text
+    tokenized: Tokenized
+    texts: Texts
 
 
 def prepare(rows: ShardRows, stages: Stages, budget: Budget) -> Prepared:
@@ -173,7 +184,8 @@ def prepare(rows: ShardRows, stages: Stages, budget: Budget) -> Prepared:
     counters.length_tokens = by_length(lengths[unique.rows], lengths[unique.rows])
     counters.flops = stages.model.cost.flops(lengths[unique.rows])
     plan = _plan(lengths[unique.rows], stages, budget)
-    return Prepared(rows.shard, rows.table, tokenized, unique, plan, budget, keys, counters)
+    made = Texts(texts, pairs, errors)
+    return Prepared(rows.shard, rows.table, tokenized, unique, plan, budget, keys, made, counters)
 
 
 def _keys(rows: ShardRows, stages: Stages) -> tuple[UInt64s, dict[int, RowError]]:
@@ -204,12 +216,25 @@ def forward(prepared: Prepared, stages: Stages, budget: Budget, on_batch: OnBatc
     unique, tokens, counters = prepared.unique, prepared.tokenized.tokens, prepared.counters
     if budget != prepared.budget:
         prepared.plan = _plan(tokens.lengths[unique.rows], stages, budget)
-    values, failed = run_batches(tokens, unique, prepared.plan, stages.computing, on_batch, counters)
-    num_rows = prepared.shard.num_rows
-    on_batch(num_rows - len(unique.rows), 0, 0)  # duplicates and rows in error are done with them
-    spread = forwarding.spread(values, unique, num_rows)
+    done = _InRows(on_batch, prepared.shard.num_rows, len(unique.rows), prepared.tokenized.row_of is None)
+    values, failed = run_batches(tokens, unique, prepared.plan, stages.computing, done, counters)
+    on_batch(prepared.shard.num_rows - done.rows, 0, 0)  # duplicates and rows in error are done with them
+    spread = forwarding.spread(values, unique, tokens.num_rows)
     errors = forwarding.all_errors(spread, prepared.tokenized, unique, failed, stages.task.max_value)
-    return Forwarded(prepared.shard, prepared.table, spread, errors, counters, tokens.lengths)
+    return Forwarded(prepared.shard, prepared.table, spread, errors, counters, prepared.tokenized, prepared.texts)
+
+
+class _InRows:
+    """An OnBatch that is told of sequences and tells of rows: as large a share of them, where a row has several."""
+
+    def __init__(self, on_batch: OnBatch, num_rows: int, num_sequences: int, is_one_each: bool) -> None:
+        self._on_batch, self._share = on_batch, 1.0 if is_one_each else num_rows / max(num_sequences, 1)
+        self._sequences = self.rows = 0
+
+    def __call__(self, sequences: int, real_tokens: int, computed_tokens: int) -> None:
+        self._sequences += sequences
+        before, self.rows = self.rows, int(self._sequences * self._share)
+        self._on_batch(self.rows - before, real_tokens, computed_tokens)
 
 
 def _generated(prepared: Prepared, model: Generator, budget: Budget, on_batch: OnBatch) -> Forwarded:
@@ -220,7 +245,9 @@ def _generated(prepared: Prepared, model: Generator, budget: Budget, on_batch: O
     on_batch(num_rows - len(unique.rows), 0, 0)
     spread = generating.spread(values, unique, num_rows)
     errors = generating.all_errors(spread, prepared.tokenized)
-    return Forwarded(prepared.shard, prepared.table, spread, errors, prepared.counters, tokens.lengths)
+    return Forwarded(
+        prepared.shard, prepared.table, spread, errors, prepared.counters, prepared.tokenized, prepared.texts
+    )
 
 
 def finish(forwarded: Forwarded, stages: Stages) -> pa.Table:
@@ -247,9 +274,10 @@ def _columns(forwarded: Forwarded, stages: Stages, is_valid: np.ndarray) -> list
     if isinstance(values, Generated):
         assert stages.detokenize is not None
         task = cast(GeneratingTask, stages.task)
-        return task.finish_generated(values, forwarded.lengths, is_valid, stages.detokenize)
-    values[~is_valid] = 0
-    return stages.task.finish(values, is_valid)
+        lengths = forwarded.tokenized.tokens.lengths
+        return task.finish_generated(values, lengths, is_valid, stages.detokenize)
+    texts, pairs, _ = forwarded.texts
+    return stages.task.finish(Results(values, is_valid, forwarded.tokenized, texts, pairs, stages.read_vocabulary))
 
 
 def predict(rows: ShardRows, stages: Stages, budget: Budget) -> pa.Table:

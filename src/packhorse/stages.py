@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 
-from packhorse.data import (
-    Batch,
-    BatchPlan,
-    Bools,
-    Chunk,
-    Float32s,
-    Int64s,
-    ModelCost,
-    Position,
-    Reduction,
-    Tokenized,
-)
+from packhorse.data import Batch, BatchPlan, Bools, Chunk, Float32s, Int64s, Position, Reduction
 from packhorse.generation import Generated, Prompts
+from packhorse.model_cost import ModelCost
+from packhorse.sequences import Results, Sequencing, Tokenized
 
 
 class Reader(Protocol):
@@ -40,7 +31,9 @@ class Reader(Protocol):
 
 
 class Tokenizer(Protocol):
-    def tokenize(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Tokenized: ...
+    """Texts, or lists of words; second texts, or lists of labels."""
+
+    def tokenize(self, texts: Sequence[Any], pairs: Sequence[Any] | None) -> Tokenized: ...
     def close(self) -> None: ...
 
 
@@ -51,7 +44,7 @@ class Planner(Protocol):
 class Output(Protocol):
     """The result of a forward, perhaps still on its way from the device."""
 
-    def numpy(self) -> Float32s: ...  # [rows, width]; waits
+    def numpy(self) -> Float32s: ...  # [N, width], N as Reduction.per says; waits
 
 
 class LoadedModel(Protocol):
@@ -90,7 +83,7 @@ class Generator(Protocol):
     max_new_tokens: int  # what was asked for, else what the model's generation_config.json says, else 256
     is_sampled: bool  # whether outputs depend on Prompts.keys
     attention: str
-    engine: str  # continuous | static | generate | paged | vllm | null
+    engine: str  # continuous | openvino | static | generate | paged | vllm | null
 
     @property
     def notes(self) -> tuple[str, ...]: ...  # what was tried and not taken; may grow while it generates
@@ -101,12 +94,20 @@ class Generator(Protocol):
 
 
 @runtime_checkable
+class Laid(Protocol):
+    """A model whose modules were laid on devices by --device-map."""
+
+    device_map: Mapping[str, str] | None  # device of every module; None: there was no map
+
+
+@runtime_checkable
 class SeveralEngines(Protocol):
     """A Generator with more than one way to write, around the same weights. `engine` and `attention` are those of the
     last `write_with`."""
 
     def engines(self) -> Mapping[str, str | None]: ...  # why one is not for this job; None: it may be tried
     def write_with(self, engine: str) -> None: ...  # auto: the first that is right; UsageError where it is not
+    def setup_s(self, engine: str) -> float: ...  # that its first write_with takes, about
     def forced(self, lengths: Int64s) -> AbstractContextManager[None]: ...  # of outputs, by their prompt's key
 
 
@@ -118,7 +119,8 @@ class Task(Protocol):
 
     def reduction(self) -> Reduction: ...
     def fields(self, width: int) -> list[pa.Field]: ...
-    def finish(self, values: Float32s, is_valid: Bools) -> list[pa.Array]: ...  # null where not valid
+    def sequencing(self) -> Sequencing: ...
+    def finish(self, results: Results) -> list[pa.Array]: ...  # null where not valid
 
 
 Detokenize = Callable[[Sequence[np.ndarray]], list[str]]  # token ids to their texts, without special tokens

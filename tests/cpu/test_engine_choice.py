@@ -107,7 +107,7 @@ def test_a_slowed_engine_loses_and_weights_are_loaded_once(
     assert plan.batching == ("packed" if fast == "continuous" else "padded")
     assert plan.attention == ("packed" if fast == "continuous" else "sdpa")
     statuses = {name: status for name, (status, _) in engines_of(plan).items()}
-    assert statuses == {fast: "chosen", slow: "beaten", "paged": "not_tried", "generate": "not_tried"}
+    assert statuses == {fast: "chosen", slow: "beaten"} | dict.fromkeys(("openvino", "paged", "generate"), "not_tried")
     trials = {name: [n for n in lengths if len(n) == 24] for name, lengths in clock.lengths.items()}
     assert trials[fast] and all(n == trials[slow][0] for name in trials for n in trials[name])
     assert set(trials[fast][0]) >= {2, NEW}
@@ -154,7 +154,7 @@ def test_full_tries_the_paged_engine_and_what_is_unfit_says_why(llama: Path, tmp
     loader = loader_of(llama, tune="full")
     plan = choose(loader, 200, Texts("text", None)).plan
     tried = {name for name, (status, _) in engines_of(plan).items() if status in ("chosen", "beaten")}
-    assert tried == set(ALL)
+    assert tried - {"openvino"} == set(ALL)  # whether its set-up is repaid depends on this machine
     loader.close()
     sampled = loader_of(llama, tune="full", do_sample=True)
     reasons = generator_of(sampled).engines()

@@ -18,8 +18,9 @@ from packhorse.backends.torch.cost import measure_cost
 from packhorse.backends.torch.meta import attention_cost, estimate
 from packhorse.backends.torch.weights import load_weights, pad_id
 from packhorse.config import EngineConfig
-from packhorse.data import AttentionCost, ModelCost, ModelDescription
+from packhorse.data import ModelDescription
 from packhorse.errors import ModelError
+from packhorse.model_cost import AttentionCost, ModelCost
 from packhorse.models.describe import describe
 from packhorse.models.find import find_model
 from packhorse.tasks import make_task

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packhorse.backends.torch.generation.sampling import Sampler, inverse_cdf, philox, uniforms
+from packhorse.backends.torch.generation.sampling import Sampler, cut_at_mass, inverse_cdf, philox, uniforms
 from packhorse.backends.torch.generation.stepping import Row, Stepper, generated, greedy
 from packhorse.backends.torch.generation.stops import StopStrings
 from packhorse.data import RowError
@@ -301,6 +301,34 @@ def test_looking_at_the_likely_tokens_alone_changes_nothing(top: dict[str, Any],
     for warper in warpers:
         warped = warper(None, warped)
     assert sampler.choose(scores, uniform).ids.tolist() == inverse_cdf(warped, uniform)[0].tolist()
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 2.0, 30.0])
+def test_what_top_p_leaves_without_a_sort_is_what_it_leaves(top_p: float, spread: float) -> None:
+    """Flat distributions, where neither few tokens nor one bin of them hold the mass; against transformers' warper."""
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+    generator = torch.Generator().manual_seed(int(spread * 10))
+    scores = torch.randn(24, 9000, generator=generator) * spread
+    scores[:6] = (scores[:6] * 4).round() / 4  # equal scores where the cut falls
+    scores[3:9, 2000:] = -torch.inf
+    warper = TopPLogitsWarper(top_p)
+    left, is_sure = cut_at_mass(scores, top_p)
+    assert torch.equal(left[is_sure], warper(None, scores)[is_sure])
+    assert spread in (0, 30) or is_sure[9:].float().mean() > 0.6
+    uniform = torch.rand(24, generator=generator, dtype=torch.float64)
+    for warpers in ([warper], [TemperatureLogitsWarper(1.5), warper]):
+        warped = scores
+        for each in warpers:
+            warped = each(None, warped)
+        assert Sampler(warpers).choose(scores, uniform).ids.tolist() == inverse_cdf(warped, uniform)[0].tolist()
+
+
+def test_scores_that_are_no_numbers_are_never_sure() -> None:
+    scores = torch.randn(4, 5000)
+    scores[0, 7], scores[1, 7], scores[2] = torch.nan, torch.inf, -torch.inf
+    assert cut_at_mass(scores, 0.9)[1].tolist()[:3] == [False, False, False]
 
 
 def test_rows_that_were_not_sure_are_done_again(llms: dict[str, Any], tokenizer: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from packhorse.backends.onnx import providers
-from packhorse.backends.onnx.model import run_bound
+from packhorse.backends.onnx.session import run_bound
 from packhorse.errors import HostileModelError, ModelError, UsageError
 from tests.cpu import reference
 from tests.cpu.engine import load
@@ -293,7 +293,7 @@ def test_a_silent_fall_back_to_the_processor_is_an_error() -> None:
 
 def test_on_a_gpu_inputs_and_outputs_are_bound() -> None:
     session = FakeSession([], {})
-    values = run_bound(session, {"input_ids": np.zeros((2, 5), np.int64)}, "values", "cuda", "cuda:1")
+    (values,) = run_bound(session, {"input_ids": np.zeros((2, 5), np.int64)}, ["values"], "cuda", "cuda:1")
     assert session.calls == [("input_ids", (2, 5)), ("values", "cuda", 1), "run"]
     assert values.shape == (2, 3)
 

@@ -13,16 +13,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 
 import packhorse
 from packhorse.backends.torch.loading import load_on_devices
+from packhorse.backends.torch.placement import Placer
 from packhorse.config import RunConfig, validated
 from packhorse.devices.inputs import is_split
-from packhorse.errors import ModelError, PackhorseError, UsageError
+from packhorse.errors import InterruptedRunError, ModelError, PackhorseError, UsageError
+from packhorse.executors.local import Stop
 from packhorse.generation import Placement
 from packhorse.loading import Loader
 from packhorse.loading.stepping import trial_prompts
+from packhorse.placing import as_planned
 from tests.models import WORDS, save_classifier
+from tests.null.runs import AfterLooks
 from tests.writers_of_text import save_writer, texts
 
 pytest.importorskip("accelerate")
@@ -102,6 +107,66 @@ def test_a_writer_whose_embeddings_lie_on_the_disk_writes_the_same(llama: Path, 
     assert split == whole
     sampled, _ = run(llama, path, tmp_path / "sampled", max_new_tokens=6, do_sample=True, **limits)
     assert all(row["error"] is None for row in sampled)
+
+
+ROOM = {"device_map": "auto", "max_memory": "cpu=1GB"}  # where nothing would have to lie on the disk
+
+
+@pytest.mark.parametrize(("kind", "room"), [("bert", 80), ("llama", 250)])
+def test_a_run_goes_on_with_the_device_map_that_it_began_with(
+    bert: Path, llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, room: int
+) -> None:
+    """A map decided anew, with other memory, would put all of it on the cpu."""
+    model, auto = (
+        (bert, transformers.AutoModelForSequenceClassification)
+        if kind == "bert"
+        else (llama, transformers.AutoModelForCausalLM)
+    )
+    asked: dict[str, Any] = {"precision": "fp32", "shard_rows": 8, "limit": 32, "tune": "off"}
+    asked |= {"max_new_tokens": 4} if kind == "llama" else {}
+    split = {"device_map": "auto", "max_memory": f"cpu={room}KB,disk=1GB"}
+    whole, plan = run(model, rows, tmp_path / "whole", **asked, **split)
+    limits = {"device_map": "auto", "max_memory": {"cpu": room * 1000, "disk": 10**9}}
+    loaded = auto.from_pretrained(model, offload_folder=str(tmp_path / "offload"), dtype=torch.float32, **limits)
+    assert plan["device_map"] == {name: str(device) for name, device in loaded.hf_device_map.items()}
+    assert set(plan["device_map"].values()) == {"cpu", "disk"}
+
+    stopped = tmp_path / "stopped"
+    with pytest.raises(InterruptedRunError):
+        packhorse.run(model, rows, stopped, stop=Stop(AfterLooks(4), signum=15), **asked, **split)
+    maps: list[Any] = []
+    original = load_on_devices
+
+    def seen(request: Any, *args: Any, **others: Any) -> Any:
+        made = original(request, *args, **others)
+        maps.append(made.device_map)
+        return made
+
+    for module in ("model", "generation.model"):
+        monkeypatch.setattr(f"packhorse.backends.torch.{module}.load_on_devices", seen)
+    packhorse.run(model, rows, stopped, **asked, **ROOM)
+    assert [lying(loaded, found) for found in maps] == [lying(loaded, plan["device_map"])]
+    assert pq.read_table(stopped).to_pylist() == whole
+    anew, other = run(model, rows, tmp_path / "anew", **asked, **ROOM)
+    assert set(other["device_map"].values()) == {"cpu"}
+    assert run(model, rows, tmp_path / "plain", **asked)[1]["device_map"] is None
+    assert len(anew) == len(whole)
+
+
+def lying(model: Any, device_map: dict[str, str]) -> dict[str, str]:
+    """Device of every parameter: that of the longest name before it."""
+    names = sorted(device_map, key=len)
+    return {
+        p: [device_map[n] for n in names if f"{p}.".startswith(f"{n}." if n else "")][-1] for p in model.state_dict()
+    }
+
+
+def test_devices_that_a_run_began_on_and_that_are_gone_are_named(bert: Path) -> None:
+    placement = as_planned(Placement("auto", {"cpu": 10**9}), {"bert": "7", "classifier": "cpu"})
+    with pytest.raises(UsageError, match=r"begun with layers on 7, cpu, and here are .*cpu.*--device-map FILE.json"):
+        Placer(placement, "cuda")
+    given = Placement({"": "cpu"})
+    assert as_planned(given, {"": "7"}) == given  # a file's map is what was asked for
 
 
 @pytest.mark.parametrize(

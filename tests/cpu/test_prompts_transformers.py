@@ -18,7 +18,8 @@ from transformers.utils import chat_template_utils
 from packhorse.errors import UsageError
 from packhorse.prompts import make_prompts
 from packhorse.tokenize.detokenize import FLAG_OF_BPE, cleans_up, detokenizer
-from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
+from packhorse.tokenize.fast import FastTokenizer
+from packhorse.tokenize.huge import TokenizeSettings
 from tests.models import WORDS, word_piece_tokenizer
 from tests.null.reference import some_texts
 from tests.null.test_quick_tokenizers import byte_level_tokenizer, unigram_tokenizer

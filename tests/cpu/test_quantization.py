@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 
+import packhorse
 from packhorse.backends.torch import own_precision
 from packhorse.backends.torch.model import TorchModel
 from packhorse.backends.torch.quantization.layers import check_quantized, is_quantized, settle, skeleton
@@ -227,6 +228,30 @@ def test_a_quantized_checkpoint_is_loaded_as_it_is(
         TorchModel(request(tmp_path / "saved", "bf16", Quantization()))
     with pytest.raises(UsageError, match=r"--quantization .*quantized already"):
         TorchModel(request(tmp_path / "saved", precision, Quantization("bitsandbytes")))
+    with pytest.raises(
+        UsageError, match=f"--exact means fp32, and the weights in .* are {precision}.*leave --exact out"
+    ):
+        packhorse.load(tmp_path / "saved", exact=True, devices="cpu")
+
+
+@pytest.mark.parametrize(("threshold", "depends"), [(None, True), (4.0, True), (0.0, False)])
+@pytest.mark.parametrize("is_own", [False, True])
+def test_a_note_tells_that_outliers_look_across_rows(
+    classifiers: dict[str, Path], tmp_path: Path, threshold: float | None, depends: bool, is_own: bool
+) -> None:
+    folder, options = classifiers["bert"], {} if threshold is None else {"llm_int8_threshold": threshold}
+    asked = Quantization("bitsandbytes", options)
+    if is_own:
+        config = transformers.BitsAndBytesConfig(load_in_8bit=True, **options)
+        auto = transformers.AutoModelForSequenceClassification
+        auto.from_pretrained(folder, quantization_config=config, device_map="cpu").save_pretrained(tmp_path)
+        folder, asked = tmp_path, Quantization()
+    model = TorchModel(request(folder, "int8", asked))
+    notes = [note for note in model.notes if "depend on its batch" in note]
+    model.close()
+    assert len(notes) == depends
+    if depends:
+        assert ("llm_int8_threshold of 0 in its config.json" if is_own else "llm_int8_threshold=0") in notes[0]
 
 
 def test_layers_of_other_shapes_stay_and_are_named(tmp_path: Path) -> None:

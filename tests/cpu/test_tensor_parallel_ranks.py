@@ -21,7 +21,6 @@ from packhorse.backends.torch.parallel.messages import Facts, failure
 from packhorse.backends.torch.parallel.process import GoneError
 from packhorse.backends.torch.parallel.ranks import Ranks
 from packhorse.config import EngineConfig, RunConfig, validated
-from packhorse.data import ModelCost
 from packhorse.errors import (
     BatchRefusedError,
     ChangedError,
@@ -34,6 +33,7 @@ from packhorse.generation import Quantization
 from packhorse.jobs.spreading import devices_of
 from packhorse.load_request import LoadRequest
 from packhorse.loading import Loader, foreseeing
+from packhorse.model_cost import ModelCost
 from packhorse.models.memory import MemoryNeed, fits_ranks, over_ranks
 from tests.models import save_classifier
 from tests.writers_of_text import save_writer

@@ -23,12 +23,13 @@ from packhorse.readers.table import TableReader
 from packhorse.report.reporter import Reporter
 from packhorse.shard import Stages
 from packhorse.tasks.text_classification import TextClassification
-from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
+from packhorse.tokenize.fast import FastTokenizer
+from packhorse.tokenize.huge import TokenizeSettings
 from packhorse.writers import make_writer
 from tests.models import word_piece_tokenizer
 from tests.null.reference import MAX_LENGTH
 
-TWO_LABELS = TextClassification(("L0", "L1"), None, with_scores=False)
+TWO_LABELS = TextClassification(("L0", "L1"), None, EngineConfig(model="none"))
 
 
 def stages(

@@ -24,7 +24,8 @@ from packhorse.readers.table import TableReader
 from packhorse.report.reporter import Reporter
 from packhorse.tokenize.checked import MIN_ROWS, CheckedEncoder
 from packhorse.tokenize.encoder import Encoder, HfEncoder
-from packhorse.tokenize.fast import FastTokenizer, Retokenized, TokenizeSettings
+from packhorse.tokenize.fast import FastTokenizer, Retokenized
+from packhorse.tokenize.huge import TokenizeSettings
 from packhorse.tokenize.proof import choose_tokenizer, prove
 from packhorse.tokenize.truncate import Raw
 from tests.models import word_piece_tokenizer

@@ -15,11 +15,12 @@ import pytest
 from packhorse.backends import null
 from packhorse.backends.null import NullModel
 from packhorse.config import EngineConfig
-from packhorse.data import Batch, ModelCost
+from packhorse.data import Batch
 from packhorse.errors import DeviceOutOfMemoryError, ModelError, UsageError
 from packhorse.loading import Loader, choosing, remembering
 from packhorse.loading.choosing import Chosen, Texts, choose
 from packhorse.loading.material import Material
+from packhorse.model_cost import ModelCost
 from packhorse.stages import Output
 
 TEXTS = Texts("text", None)

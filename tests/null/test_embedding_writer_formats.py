@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import packhorse
-from packhorse.data import EMBEDDING_FORMAT, Reduction
+from packhorse.config import EngineConfig
+from packhorse.data import EMBEDDING_FORMAT, Reduction, Tokens
 from packhorse.errors import UsageError
+from packhorse.sequences import Results, Tokenized
 from packhorse.tasks.feature_extraction import FeatureExtraction, to_int8
 
 TEXTS = ["a good film", None, "the end", "a good film", "\ud800", "very boring " * 40]
@@ -64,9 +66,13 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 
 
 def finished(values: np.ndarray, kind: str, is_valid: np.ndarray | None = None) -> pa.Table:
-    task = FeatureExtraction(Reduction("pool"), kind)
+    task = FeatureExtraction(Reduction("pool"), EngineConfig(model="none", embedding_format=kind))
+    nothing = Tokens(np.empty(0, np.int32), np.zeros(len(values) + 1, np.int64))
     valid = np.ones(len(values), np.bool_) if is_valid is None else is_valid
-    return pa.Table.from_arrays(task.finish(values, valid), schema=pa.schema(task.fields(values.shape[1])))
+    return pa.Table.from_arrays(
+        task.finish(Results(values, valid, Tokenized(nothing, {}), [""] * len(values))),
+        schema=pa.schema(task.fields(values.shape[1])),
+    )
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 384])

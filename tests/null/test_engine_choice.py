@@ -42,6 +42,7 @@ class Machine:
     def __init__(self, rates: dict[str, tuple[float, ...]], fit: Mapping[str, str | None] = FIT) -> None:
         self.rates, self.fit = rates, fit
         self.refused: dict[str, Exception] = {}
+        self.setup_s: dict[str, float] = {}
         self.now = 0.0
         self.trials: list[tuple[str, Prompts, list[int], int, int]] = []  # engine, prompts, lengths, rows, prefill
         self.jobs: list[str] = []  # engines of calls whose outputs end by themselves
@@ -68,6 +69,9 @@ class Several(NullGenerator):
         if engine in self._machine.refused:
             raise self._machine.refused[engine]
         self.engine = self._first if engine == "auto" else engine
+
+    def setup_s(self, engine: str) -> float:
+        return self._machine.setup_s.get(engine, 0.0)
 
     @contextlib.contextmanager
     def forced(self, lengths: Int64s) -> Iterator[None]:
@@ -206,6 +210,19 @@ def test_an_engine_that_fails_its_trial_is_listed(
     plan, _ = planned(monkeypatch, folder, machine)
     assert plan.engine == "continuous"
     assert (by_engine(plan)["static"].status, by_engine(plan)["static"].reason) == (status, str(refusal))
+
+
+def test_an_engine_whose_set_up_the_job_does_not_repay_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """100,000 rows of 64 tokens at 1,000 tokens/s are 6,400 s, 3% of which are 192."""
+    for setup_s, is_tried in ((190.0, True), (194.0, False)):
+        machine = Machine({"continuous": (1_000.0,), "static": (2_000.0,)}, {"continuous": None, "static": None})
+        machine.setup_s["static"] = setup_s
+        plan, _ = planned(monkeypatch, folder, machine)
+        found = by_engine(plan)["static"]
+        assert (found.status == "chosen") == is_tried and bool(machine.trials) == is_tried
+        assert is_tried or found.reason == "its set-up takes about 194 s, of a job of 6,400 s"
 
 
 def test_what_is_unfit_is_listed_with_its_reason_and_not_tried(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Encoding, Tokenizer, models, pre_tokenizers
 
-from packhorse.data import Tokenized
 from packhorse.errors import PackhorseError
-from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
+from packhorse.sequences import Tokenized
+from packhorse.tokenize.fast import FastTokenizer
+from packhorse.tokenize.huge import TokenizeSettings
 from tests.models import WORDS, word_piece_tokenizer
 from tests.null.reference import some_texts
 from tests.null.test_tokens import Rows, lists

@@ -64,8 +64,8 @@ def test_placing_and_quantizing_belong_to_torch(
     ("settings", "words"),
     [
         ({"engine": "static"}, "--engine static: belongs to --backend torch, this is null"),
-        ({"scores": "all"}, "--scores: belongs to classification and embeddings"),
-        ({"pooling": "mean"}, "--pooling: belongs to classification and embeddings"),
+        ({"scores": "all"}, "--scores: belongs to text-classification"),
+        ({"pooling": "mean"}, "--pooling: belongs to feature-extraction"),
         ({"tolerance": 0.1}, "--tolerance: belongs to classification and embeddings"),
         ({"text_column": "text", "pair_column": "text"}, "--pair-column text: a prompt is one text; --template"),
     ],

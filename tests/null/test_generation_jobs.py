@@ -19,13 +19,14 @@ import packhorse
 from packhorse import generating
 from packhorse.backends.null.generator import NullGenerator
 from packhorse.config import EngineConfig
-from packhorse.data import Position, RowError, Shard, Tokenized, Tokens
+from packhorse.data import Position, RowError, Shard, Tokens
 from packhorse.errors import DeviceOutOfMemoryError, UsageError
 from packhorse.generation import Decoding, Generated, Prompts
 from packhorse.loading import Loader
 from packhorse.loading.writing import choose_writing
 from packhorse.metrics import Counters
 from packhorse.readers.cut import ShardRows
+from packhorse.sequences import Tokenized
 from packhorse.shard import Budget, predict
 from packhorse.stages import OnStep
 from packhorse.tokenize.dedup import Unique

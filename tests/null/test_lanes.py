@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from packhorse.data import Batch, Bools, Float32s, Tokenized
+from packhorse.config import EngineConfig
+from packhorse.data import Batch
 from packhorse.executors.lanes import Breaker, Channel, LaneStoppedError
 from packhorse.executors.local import FORWARDED_AHEAD, PREPARED_AHEAD, Stop, run_shards
 from packhorse.metrics import LiveCounters
 from packhorse.readers.cut import ShardRows
+from packhorse.sequences import Results, Tokenized
 from packhorse.shard import Budget, Budgets
 from packhorse.tasks.text_classification import TextClassification
 from tests.null.reference import predicted, predictions
@@ -53,7 +55,7 @@ class BrokenTokenizer:
 
 
 class BrokenTask(TextClassification):
-    def finish(self, values: Float32s, is_valid: Bools) -> list[pa.Array]:
+    def finish(self, results: Results) -> list[pa.Array]:
         raise TaskBrokeError
 
 
@@ -156,7 +158,7 @@ def test_an_error_of_the_tokenizer_ends_the_run() -> None:
 
 
 def test_an_error_of_the_task_ends_the_run() -> None:
-    run = Run(task=BrokenTask(("L0", "L1"), None, with_scores=False))
+    run = Run(task=BrokenTask(("L0", "L1"), None, EngineConfig(model="none")))
     assert isinstance(run.error, TaskBrokeError) and not run.left and run.tables == []
 
 

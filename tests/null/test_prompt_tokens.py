@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from packhorse.data import RowError, Tokenized
+from packhorse.data import RowError
 from packhorse.errors import UsageError
-from packhorse.tokenize.fast import FastTokenizer, Retokenized, TokenizeSettings
+from packhorse.sequences import Tokenized
+from packhorse.tokenize.fast import FastTokenizer, Retokenized
+from packhorse.tokenize.huge import TokenizeSettings
 from packhorse.tokenize.limited import LimitedTokenizer
 from tests.models import WORDS, word_piece_tokenizer
 from tests.null.test_quick_tokenizers import CORPUS, backend, encoder, every_case

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from packhorse.data import Tokenized
+from packhorse.sequences import Tokenized
 from packhorse.tokenize.checked import MIN_ROWS, CheckedEncoder
 from packhorse.tokenize.encoder import HfEncoder
-from packhorse.tokenize.fast import FastTokenizer, Retokenized, TokenizeSettings
+from packhorse.tokenize.fast import FastTokenizer, Retokenized
+from packhorse.tokenize.huge import TokenizeSettings
 from packhorse.tokenize.odd import ODD_TEXTS, odd_texts
 from packhorse.tokenize.proof import choose_tokenizer, open_checked, prove
 from tests.models import WORDS, word_piece_tokenizer

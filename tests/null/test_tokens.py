@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.data import AttentionCost, Batch, ModelCost, Tokens, offsets_of
+from packhorse.data import Batch, Tokens, offsets_of
+from packhorse.model_cost import AttentionCost, ModelCost
 
 Rows = list[list[int]]
 ROWS = st.lists(st.lists(st.integers(0, 30_000), max_size=6), max_size=12)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from packhorse.data import ModelCost
+from packhorse.model_cost import ModelCost
 from packhorse.tuning.memory import NO_LIMIT, SAFETY_SHARE, MemoryModel, fit, largest_budget, largest_fitting
 from packhorse.tuning.prior import BATCH_OVERHEAD_S, EXPORT_S, LOAD_S, efficiency, load_s, predicted_rate, setup_s
 

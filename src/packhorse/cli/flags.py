@@ -41,6 +41,14 @@ Task = Annotated[
         "auto",
         "text-classification",
         "feature-extraction",
+        "token-classification",
+        "question-answering",
+        "fill-mask",
+        "zero-shot-classification",
+        "text-ranking",
+        "sparse-embedding",
+        "multi-vector-embedding",
+        "perplexity",
         "text-generation",
         "text2text-generation",
         "summarization",
@@ -57,7 +65,7 @@ EmbeddingFormat = Annotated[
     Literal["float32", "float16", "int8", "binary", "ubinary"],
     Flag(help="int8: with a column embedding_scale; binary, ubinary: a bit a number, 8 in a byte."),
 ]
-PromptName = Annotated[str | None, Flag(help="Prompt of a sentence-transformers model.")]
+PromptName = Annotated[str | None, Flag(help="Prompt of the model; multi-vector-embedding: query or document.")]
 Revision = Annotated[str | None, Flag(help="Branch, tag or commit on the hub.")]
 Adapter = Annotated[
     str | None, Flag(help="PEFT adapter (LoRA) to merge into the model: a folder, or ORGANISATION/NAME[@REVISION].")

@@ -20,7 +20,10 @@ DoSample = Annotated[
 ]
 Temperature = Annotated[float | None, Flag(help="Logits are divided by it before sampling.")]
 TopP = Annotated[float | None, Flag(help="Sample from the likeliest tokens of this probability together.")]
-TopK = Annotated[int | None, Flag(help="Sample from the k likeliest tokens; 0: all.")]
+TopK = Annotated[
+    int | None,
+    Flag(help="Sample from the k likeliest; 0: all. fill-mask, question-answering, sparse-embedding: so many results."),
+]
 MinP = Annotated[float | None, Flag(help="Sample from tokens with this share of the likeliest one's probability.")]
 RepetitionPenalty = Annotated[float | None, Flag(help="Above 1: tokens that were there already become less likely.")]
 NumBeams = Annotated[int | None, Flag(help="Beams of a beam search.")]
@@ -32,7 +35,7 @@ Generation = Annotated[
 ]
 Seed = Annotated[int, Flag(help="Of sampling.")]
 Logprobs = Annotated[
-    bool, Flag("--logprobs", help="Columns with the tokens that were written and their log-probabilities.")
+    bool, Flag("--logprobs", help="Columns with the tokens written, or scored, and their log-probabilities.")
 ]
 JsonSchema = Annotated[str | None, Flag(help="Each output satisfies this JSON schema: a file, or the JSON itself.")]
 Choices = Annotated[str | None, Flag(help="Each output is one of these, by comma.")]
@@ -42,12 +45,12 @@ Chat = Annotated[
 ]
 SystemPrompt = Annotated[str | None, Flag(help="System message before each prompt, through the chat template.")]
 Long = Annotated[
-    Literal["auto", "error", "truncate"],
-    Flag(help="A text longer than the model: an error row (default for generation) or cut and counted."),
+    Literal["auto", "error", "truncate", "windows"],
+    Flag(help="A text longer than the model: an error row (default for generation), cut and counted, or windows."),
 ]
 Engine = Annotated[
-    Literal["auto", "continuous", "static", "generate", "paged"],
-    Flag(help="Of generation. continuous: rows enter and leave the batch; static: leave; others: transformers' own."),
+    Literal["auto", "continuous", "openvino", "static", "generate", "paged"],
+    Flag(help="Of generation. continuous, openvino: rows enter and leave a batch; static: leave; else transformers'."),
 ]
 Quantization = Annotated[
     Literal["auto", "bitsandbytes", "torchao"], Flag(help="Who quantizes with --precision int8 or int4.")

@@ -9,6 +9,7 @@ import typer
 
 from packhorse.cli import flags
 from packhorse.cli import generation_flags as more
+from packhorse.cli import task_flags as special
 from packhorse.cli.flags import Flag
 from packhorse.cli.process import set_up
 
@@ -21,6 +22,7 @@ def plan(
     header: flags.Header = True,
     text_column: flags.TextColumn = None,
     pair_column: flags.PairColumn = None,
+    labels_column: special.LabelsColumn = None,
     template: more.Template = None,
     messages_column: more.MessagesColumn = None,
     seed_column: more.SeedColumn = None,
@@ -47,6 +49,17 @@ def plan(
     chat: more.Chat = None,
     system_prompt: more.SystemPrompt = None,
     long: more.Long = "auto",
+    stride: special.Stride = None,
+    combine: special.Combine = "mean",
+    function_to_apply: special.FunctionToApply = "auto",
+    aggregation: special.Aggregation = "simple",
+    ignore_labels: special.IgnoreLabels = None,
+    targets: special.Targets = None,
+    labels: special.Labels = None,
+    hypothesis_template: special.HypothesisTemplate = "This example is {}.",
+    multi_label: special.MultiLabel = False,
+    max_answer_len: special.MaxAnswerLen = 15,
+    handle_impossible_answer: special.HandleImpossibleAnswer = False,
     engine: more.Engine = "auto",
     backend: flags.Backend = "auto",
     provider: flags.Provider = "auto",
@@ -76,7 +89,11 @@ def plan(
     """Reads a sample of INPUT and says what running it through MODEL would be: lengths, ways to compute it and why the
     others lose, batches, time, memory, cost. Nothing is run; with --tune quick or full the ways are tried out.
     """
-    settings = {k: v for k, v in locals().items() if k not in ("model", "input", "as_json")} | more.parsed(locals())
+    settings = (
+        {k: v for k, v in locals().items() if k not in ("model", "input", "as_json")}
+        | more.parsed(locals())
+        | special.parsed(locals())
+    )
     set_up()
     from packhorse import api
 

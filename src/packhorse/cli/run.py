@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from packhorse.cli import flags
 from packhorse.cli import generation_flags as more
+from packhorse.cli import task_flags as special
 from packhorse.cli.process import set_up, stop_on_signals
 
 
@@ -17,6 +18,7 @@ def run(
     header: flags.Header = True,
     text_column: flags.TextColumn = None,
     pair_column: flags.PairColumn = None,
+    labels_column: special.LabelsColumn = None,
     template: more.Template = None,
     messages_column: more.MessagesColumn = None,
     seed_column: more.SeedColumn = None,
@@ -49,6 +51,17 @@ def run(
     chat: more.Chat = None,
     system_prompt: more.SystemPrompt = None,
     long: more.Long = "auto",
+    stride: special.Stride = None,
+    combine: special.Combine = "mean",
+    function_to_apply: special.FunctionToApply = "auto",
+    aggregation: special.Aggregation = "simple",
+    ignore_labels: special.IgnoreLabels = None,
+    targets: special.Targets = None,
+    labels: special.Labels = None,
+    hypothesis_template: special.HypothesisTemplate = "This example is {}.",
+    multi_label: special.MultiLabel = False,
+    max_answer_len: special.MaxAnswerLen = 15,
+    handle_impossible_answer: special.HandleImpossibleAnswer = False,
     engine: more.Engine = "auto",
     backend: flags.Backend = "auto",
     provider: flags.Provider = "auto",
@@ -92,7 +105,7 @@ def run(
     Exit codes: 0 finished (rows in error allowed), 1 failed, 2 usage, 3 refused, 4 --max-error-rate exceeded,
     130/143 stopped.
     """
-    settings = {**locals(), "keep": flags.names(keep)} | more.parsed(locals())
+    settings = {**locals(), "keep": flags.names(keep)} | more.parsed(locals()) | special.parsed(locals())
     set_up()
     from packhorse import api
 

@@ -9,11 +9,12 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from packhorse.config.devices import parse_devices
 from packhorse.config.generating import GenerationSettings
 from packhorse.config.placing import PlacementSettings
+from packhorse.config.tasks import TaskSettings
 
 POOLINGS = ("mean", "cls", "last", "max")
 
 
-class EngineConfig(GenerationSettings, PlacementSettings):
+class EngineConfig(GenerationSettings, PlacementSettings, TaskSettings):
     """How a model is loaded and run. `auto` and None mean: decided by packhorse and written into the plan."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -25,8 +26,9 @@ class EngineConfig(GenerationSettings, PlacementSettings):
     adapter: str | None = None
     """PEFT adapter (LoRA) to merge into the weights: its folder, or its id on the hub, perhaps with @REVISION."""
     task: Literal[
-        "auto", "text-classification", "feature-extraction", "text-generation", "text2text-generation", "summarization",
-        "translation",
+        "auto", "text-classification", "feature-extraction", "token-classification", "question-answering", "fill-mask",
+        "zero-shot-classification", "text-ranking", "sparse-embedding", "multi-vector-embedding", "perplexity",
+        "text-generation", "text2text-generation", "summarization", "translation",
     ] = "auto"  # fmt: skip
     """What to compute; auto reads it from the model."""
     backend: Literal["auto", "torch", "onnx", "openvino", "vllm", "null"] = "auto"
@@ -42,7 +44,7 @@ class EngineConfig(GenerationSettings, PlacementSettings):
     """auto: bf16 where the hardware has it and rows of this job agree with fp32; else fp32. For generation the type of
     the checkpoint, where the hardware has it."""
     exact: bool = False
-    """fp32, one thread, bitwise repeatable."""
+    """fp32, one thread, bitwise repeatable; not for a checkpoint that is quantized already."""
     tolerance: float | None = Field(None, gt=0)
     """How far a precision below fp32 may be from it: of a score, or of a cosine."""
     attention: Literal[
@@ -61,7 +63,7 @@ class EngineConfig(GenerationSettings, PlacementSettings):
     dedup: bool = True
     """Compute rows with identical tokens once."""
     prompt_name: str | None = None
-    """Prompt of a sentence-transformers model to put before each text."""
+    """Prompt of a sentence-transformers model to put before each text; multi-vector-embedding: query or document."""
     pooling: Literal["mean", "cls", "last", "max"] | None = None
     """How token vectors become one embedding; default: what the model says, else mean."""
     normalize: bool | None = None

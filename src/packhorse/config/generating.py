@@ -56,10 +56,12 @@ class GenerationSettings(BaseModel):
     """Prompts go through the model's chat template; default: those of --messages-column or with --system-prompt."""
     system_prompt: str | None = None
     """System message put before each prompt, through the chat template."""
-    long: Literal["auto", "error", "truncate"] = "auto"
-    """A text longer than the model: an error row (default where text is generated) or cut and counted."""
-    engine: Literal["auto", "continuous", "static", "generate", "paged"] = "auto"
-    """continuous: rows enter and leave the batch; static: they leave it; generate, paged: transformers' own."""
+    long: Literal["auto", "error", "truncate", "windows"] = "auto"
+    """A text longer than the model: an error row (default where text is generated), cut and counted (default else), or
+    read in windows (default of question-answering)."""
+    engine: Literal["auto", "continuous", "openvino", "static", "generate", "paged"] = "auto"
+    """continuous: rows enter and leave the batch; openvino: so they do, the forward in OpenVINO; static: they leave it;
+    generate, paged: transformers' own."""
 
     def decoding(self) -> Decoding:
         """What was asked for, as a backend is told."""

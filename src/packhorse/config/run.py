@@ -41,6 +41,8 @@ class RunConfig(EngineConfig):
     """Column with the text; guessed when only one can be meant."""
     pair_column: str | None = None
     """Column with the second text of a pair."""
+    labels_column: str | None = None
+    """zero-shot-classification: column with the labels of each row, a list, or a text with commas between them."""
     template: str | None = None
     """Prompt made of columns, as in "Summarize {title}: {body}"; @FILE reads it from a file."""
     messages_column: str | None = None

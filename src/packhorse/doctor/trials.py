@@ -203,6 +203,9 @@ def engines(device: str, measure: bool) -> Iterator[Check]:
     """Of generation."""
     for name in ("continuous", "static", "generate"):
         yield Check("engine", name, "installed", "of the torch backend; tried on each model when it is loaded")
+    yield installed(
+        "engine", "openvino", ("openvino",), "pip install 'packhorse[openvino]'", lambda: _imports("openvino"), measure
+    )
     is_cuda = device.startswith("cuda")
     yield Check("engine", "paged", "installed" if is_cuda else "no hardware", "transformers' continuous batching")
     command = "pip install 'packhorse[constrained]'"

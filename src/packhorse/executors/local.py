@@ -14,6 +14,7 @@ from packhorse.executors.executor import Commit, LowerBudget, Outcome, Stop, nex
 from packhorse.executors.lanes import Breaker, Channel, Lane
 from packhorse.metrics import Counters, LiveCounters
 from packhorse.readers.cut import ShardRows
+from packhorse.sequences import LINES_PER_ROW
 from packhorse.shard import Budget, Budgets, Forwarded, Prepared, Stages, finish, forward, predict, prepare
 
 __all__ = ["Local", "Outcome", "Stop", "run_shards"]
@@ -35,7 +36,9 @@ class Local:
 
     @property
     def width(self) -> int:
-        return self._stages.model.reduction.width
+        """Numbers that a row has as values, about, where rows have several lines of them."""
+        reduction = self._stages.model.reduction
+        return reduction.width * LINES_PER_ROW[reduction.per]
 
     @property
     def weight_bytes(self) -> int:

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from packhorse.data import RowError
-from packhorse.engine import as_text_column
 from packhorse.errors import UsageError
 from packhorse.integrations.rows import RowPredictor
+from packhorse.readers.given import as_text_column
 
 Errors = dict[int, RowError]
 

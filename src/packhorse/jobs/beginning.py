@@ -85,7 +85,7 @@ class Beginning:
         """The manifest's, with the loader made ready for it. Raises ChangedError for other versions."""
         plan = Plan(**manifest["plan"])
         self.loader = self.loader.sibling(plan.backend)
-        check_unchanged(manifest["plan"], {"versions": self.loader.versions()})
+        check_unchanged(manifest["plan"], {"versions": self.loader.versions(plan.engine)})
         self._see_rows()
         return plan
 

@@ -13,8 +13,7 @@ from packhorse.errors import ChangedError, UsageError
 from packhorse.files import is_file, is_folder
 from packhorse.outputs.records import differences
 from packhorse.readers.appended import AppendedReader
-from packhorse.readers.columns import guess_text_column
-from packhorse.selection import keeps_lines
+from packhorse.selection import keeps_lines, seen_text_column
 from packhorse.stages import Reader
 
 SHOWN_FILES = 3
@@ -102,7 +101,7 @@ def _check_columns(reader: Reader, config: RunConfig) -> None:
     """Raises ChangedError for new files without a text, and for columns that the output has no place for."""
     if not isinstance(reader, AppendedReader):
         return
-    text = guess_text_column(reader.schema(), config.text_column, config.pair_column)
+    text = seen_text_column(config, reader.schema())
     gone = [name for name in reader.missing_columns() if name in (text, config.pair_column)]
     if gone:
         raise ChangedError(f"--append: no new file has the text column {gone[0]!r}")

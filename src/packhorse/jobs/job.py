@@ -28,7 +28,7 @@ from packhorse.outputs.manifest import RunFolder
 from packhorse.outputs.mirrored import MirroredFolder
 from packhorse.outputs.records import Commit
 from packhorse.plans import Plan
-from packhorse.readers.cut import ShardRows, cut_shards
+from packhorse.readers.cut import ShardRows, cut_shards, text_output
 from packhorse.remote import notes_on
 from packhorse.report.html import render
 from packhorse.report.recorder import Recorder
@@ -205,14 +205,14 @@ class Job:
     def _shards(
         self, start: Position, index: int, row: int, shard_rows: int | None, executor: Executor | None = None
     ) -> Iterator[ShardRows]:
-        chunks = self._begun.reader.read(start, self._begun.columns.reads, self._begun.columns.texts)
-        width = executor.width if executor else 1
-        texts = self._begun.columns.texts
-        if shard_rows is None and self._begun.loader.description.writes:
+        begun, width = self._begun, executor.width if executor else 1
+        chunks, texts = begun.reader.read(start, begun.columns.reads, begun.columns.texts), begun.columns.texts
+        of_text = text_output(begun.loader.task.reduction(), width)
+        if shard_rows is None and begun.loader.description.writes:
             shard_rows = WRITING_SHARD_ROWS
         if self._config.mirror:
-            return cut_files(chunks, start, index, row, texts, shard_rows, 4 * width)
-        return cut_shards(chunks, start, index, row, texts, shard_rows, 4 * width, self._config.limit)
+            return cut_files(chunks, start, index, row, texts, shard_rows, 4 * width, of_text)
+        return cut_shards(chunks, start, index, row, texts, shard_rows, 4 * width, self._config.limit, of_text)
 
     def _watched(self, shards: Iterator[ShardRows], live: LiveCounters) -> Iterator[ShardRows]:
         """Keeps the estimate of the job's rows up to date."""

@@ -75,12 +75,13 @@ def _output_name(relative: str, extension: str, known: Sequence[str]) -> str:
 
 def cut_files(
     chunks: Iterable[Chunk], start: Position, index: int, first_row: int, text_columns: Sequence[str],
-    shard_rows: int | None, output_row_bytes: int,
+    shard_rows: int | None, output_row_bytes: int, output_of_text: int = 0,
 ) -> Iterator[ShardRows]:  # fmt: skip
     """Shards as cut_shards has them, none of which spans two files."""
     for file, group in groupby(chunks, key=lambda chunk: chunk.file):
         begin = start if file == start.file else Position(file, 0)
-        for rows in cut_shards(group, begin, index, first_row, text_columns, shard_rows, output_row_bytes, None):
+        sizes = shard_rows, output_row_bytes, None, output_of_text
+        for rows in cut_shards(group, begin, index, first_row, text_columns, *sizes):
             yield rows
             index, first_row = rows.shard.index + 1, rows.shard.first_row + rows.shard.num_rows
 

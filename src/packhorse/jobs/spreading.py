@@ -78,7 +78,7 @@ def freed(begun: Beginning, plan: Plan) -> bool:
 def needed_columns(begun: Beginning) -> list[str]:
     """Those that a worker makes its inputs of."""
     columns = begun.columns
-    of_texts = columns.prompts.columns if columns.prompts else columns.texts
+    of_texts = columns.prompts.columns if columns.prompts else [*columns.texts, *columns.lists]
     return list(dict.fromkeys([*of_texts, *([columns.seed] if columns.seed else [])]))
 
 

@@ -14,7 +14,7 @@ from packhorse.loading.loader import Loader
 from packhorse.loading.workbench import RealWorkbench
 from packhorse.loading.writing import choose_writing
 from packhorse.plans import Alternative, Forecast, Plan
-from packhorse.tuning.candidates import Candidate, JobSize
+from packhorse.tuning.candidates import Candidate
 from packhorse.tuning.gate import MIN_JOB_ROWS, Verdict
 from packhorse.tuning.measure import Clock
 from packhorse.tuning.precision import candidates, first_choice
@@ -60,7 +60,7 @@ class _Choice:
         self._loader, self._texts, self._is_job = loader, texts, is_job
         self._settings = loader.settings
         supported = loader.supported_precisions()
-        self._job = JobSize.of(loader.material.lengths, total_rows)
+        self._job = loader.material.job_size(total_rows)
         self._default = loader.candidate(first_choice(self._settings, supported, loader.own_precision))
         self._slow = (
             ""

@@ -21,7 +21,7 @@ import numpy as np
 
 from packhorse.data import Int64s, Tokens
 from packhorse.errors import DeviceOutOfMemoryError, ModelError, UsageError, first_line
-from packhorse.generation import Prompts
+from packhorse.generation import PACKED_ENGINES, Prompts
 from packhorse.loading.loader import Loader
 from packhorse.loading.stepping import EnoughError, sampled_rows, step_rate, trial_prompts
 from packhorse.plans import Alternative, Status
@@ -62,6 +62,7 @@ class Trial:
     lengths: Int64s
     rows_at_once: int
     share: float
+    job_s: float  # that writing all of the job's tokens takes, at most
 
 
 class Outcome(NamedTuple):
@@ -91,6 +92,10 @@ def choose_engine(
         note = f"{first}, without a trial of {' and '.join(names)}: {made}"
         reasons = {name: why_not or made for name, why_not in reasons.items()}
         return EngineChoice(None, _listed(loader, precision, rows, first, {}, reasons), (note,))
+    reasons |= _costly(loader, model, names, made.job_s)
+    names = [name for name in names if reasons[name] is None]
+    if not names:
+        return EngineChoice(alternatives=_listed(loader, precision, rows, first, {}, reasons))
     outcomes = _tried(loader, model, made, [first, *names], clock)
     chosen = _fastest(first, outcomes)
     loader.engine = chosen
@@ -104,7 +109,7 @@ def prefill_tokens(loader: Loader, engine: str) -> int:
     at once, however many rows it is to be written on with."""
     usual = loader.candidate("fp32").max_batch_tokens
     is_given = loader.settings.max_batch_tokens is not None
-    return usual if engine == "continuous" or is_given else max(usual, STATIC_PREFILL_TOKENS)
+    return usual if engine in PACKED_ENGINES or is_given else max(usual, STATIC_PREFILL_TOKENS)
 
 
 def _reasons(loader: Loader, model: Generator) -> dict[str, str | None]:
@@ -117,6 +122,17 @@ def _reasons(loader: Loader, model: Generator) -> dict[str, str | None]:
     if loader.placement.is_split:
         of_all = "the model lies on several devices"
     return {name: why or of_all for name, why in reasons.items()}
+
+
+def _costly(loader: Loader, model: Generator, names: list[str], job_s: float) -> dict[str, str]:
+    """Why engines are not tried whose set-up is too large a part of the job."""
+    most_s = JOB_SHARE[loader.settings.tune] * job_s
+    setups = {name: cast(SeveralEngines, model).setup_s(name) for name in names}
+    return {
+        name: f"its set-up takes about {setup_s:,.0f} s, of a job of {job_s:,.0f} s"
+        for name, setup_s in setups.items()
+        if setup_s > most_s
+    }
 
 
 # -- the trial
@@ -145,7 +161,9 @@ def _trial(
     )  # fmt: skip
     share = longest / model.max_new_tokens
     tokens = _shortened(sampled_rows(loader.material.rows, prompts), share)
-    return Trial(Prompts(tokens, np.arange(prompts, dtype=np.uint64)), _lengths(prompts, longest), rows, share)
+    job_s = total_rows * samples * model.max_new_tokens / rate
+    keys = np.arange(prompts, dtype=np.uint64)
+    return Trial(Prompts(tokens, keys), _lengths(prompts, longest), rows, share, job_s)
 
 
 def _shortened(tokens: Tokens, share: float) -> Tokens:

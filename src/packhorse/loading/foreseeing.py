@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from packhorse.data import ModelCost
 from packhorse.devices.host import available_bytes
 from packhorse.errors import ModelError
 from packhorse.generation import QUANTIZED, Quantization
 from packhorse.loading.loader import Loader
 from packhorse.loading.writing import rows_at_once, writing_precision
+from packhorse.model_cost import ModelCost
 from packhorse.models.memory import MemoryNeed, fits, fits_ranks, fits_split, over_ranks, predict_memory
 from packhorse.models.preflight import read_object
 from packhorse.models.weight_sizes import weight_files

@@ -18,11 +18,13 @@ from packhorse.devices.host import num_cores
 from packhorse.errors import ChangedError, UsageError
 from packhorse.generation import QUANTIZED, Quantization
 from packhorse.load_request import LoadRequest
-from packhorse.loading.checking import check_settings, placement_of
+from packhorse.loading.checking import batching, check_own_precision, check_settings, device_map_of, placement_of
 from packhorse.loading.material import Material
 from packhorse.models.preflight import check_weights
+from packhorse.placing import as_planned
 from packhorse.plans import Plan
 from packhorse.prompts import PromptSource
+from packhorse.sequences import Sequencing
 from packhorse.shard import Stages
 from packhorse.stages import Generator, LoadedModel, SeveralEngines, Task, Tokenizer
 from packhorse.tokenize.limited import LimitedTokenizer
@@ -44,11 +46,7 @@ class Loader:
         self.backend = find_backend(self.backend_name)
         check_settings(settings, self.description, self.backend_name, self.backend.PRECISIONS)
         self.own_precision: str | None = self.backend.own_precision(self.description, settings)
-        if self.own_precision and settings.precision not in ("auto", self.own_precision):
-            raise UsageError(
-                f"--precision {settings.precision}: the weights in {self.description.folder} are {self.own_precision}; "
-                "leave --precision out, or give a checkpoint that is not quantized"
-            )
+        check_own_precision(settings, self.description.folder, self.own_precision)
         if self.backend.NEEDS_WEIGHTS or (self.description.adapter is not None and self.backend_name != "null"):
             check_weights(self.description.folder)
         self.task: Task = self.material.task
@@ -127,9 +125,8 @@ class Loader:
     def request(self, precision: str) -> LoadRequest:
         """What a backend is told to load or export."""
         s, material = self.settings, self.material
-        reduction = dataclasses.replace(self.task.reduction(), skip_tokens=material.skip_tokens())
         return LoadRequest(
-            description=self.description, reduction=reduction, device=self.device, precision=precision,
+            description=self.description, reduction=material.reduction(), device=self.device, precision=precision,
             workers=self.workers, threads=self.threads, trial=material.trial(), rows=material.rows,
             longest=material.longest,
             attention=s.attention, provider=s.provider, onnx_file=s.onnx_file, compiled=self.compiled,
@@ -156,6 +153,7 @@ class Loader:
                 "choose another output, or --overwrite to start anew"
             )
         self.use(plan.workers, plan.threads, plan.compiled)
+        self.placement = as_planned(self.placement, plan.device_map)
 
     def stages(
         self, plan: Plan, keep: list[str], output_prefix: str = "", prompts: PromptSource | None = None,
@@ -176,6 +174,7 @@ class Loader:
             output_prefix=output_prefix,
             dedup=self.settings.dedup,
             workers=plan.workers,
+            read_vocabulary=lambda: self.material.vocabulary,
         )
         if not self.description.writes:
             return made
@@ -184,7 +183,8 @@ class Loader:
 
     def _tokenizer(self, plan: Plan, prompts: PromptSource | None, threads: int | None) -> Tokenizer:
         if not self.description.writes:
-            limit = plan.max_length if self.settings.long == "error" else None  # beyond which rows are in error
+            is_plain = self.task.sequencing() == Sequencing()
+            limit = plan.max_length if self.settings.long == "error" and is_plain else None  # beyond it, errors
             cut_to = plan.max_length if limit is None else None
             made = self.material.tokenizer(cut_to, plan.pair_column is not None, plan.tokenizer, threads)
             return made if limit is None else LimitedTokenizer(made, limit)
@@ -224,7 +224,7 @@ class Loader:
             max_batch_tokens=candidate.max_batch_tokens, max_length=self.max_length(precision), workers=self.workers,
             threads=self.threads, compiled=self.compiled, tokenizer=tokenizer.name,
             tokenizer_threads=candidate.tokenizer_threads or self.material.tokenizer_threads,
-            text_column=text_column, pair_column=pair_column,
+            text_column=text_column, pair_column=pair_column, device_map=device_map_of(model),
             notes=notes + model.notes + tokenizer.notes + self._own_notes(precision, policy),
             versions=self.versions(), **found,
         )  # fmt: skip
@@ -239,14 +239,16 @@ class Loader:
             notes += ("this model's outputs change with padding, so only rows of equal length run together",)
         return notes
 
-    def versions(self) -> dict[str, str]:
-        """Of what can change the bytes of an output."""
+    def versions(self, engine: str | None = None) -> dict[str, str]:
+        """Of what can change the bytes of an output. engine: of generation."""
         own = {"packhorse": version("packhorse"), "pyarrow": pa.__version__} | self.backend.versions()
         if self.placement.devices:
             own["ranks of --tensor-parallel"] = str(len(self.placement.devices))
         is_quantized = self.own_precision is not None or self.settings.precision in QUANTIZED
         if is_quantized and self.backend_name == "torch":
             own |= self.backend.quantizer_versions()
+        if engine == "openvino":
+            own["openvino"] = version("openvino")
         return own
 
     def supported_precisions(self) -> tuple[str, ...]:
@@ -277,7 +279,8 @@ class Loader:
         asked = self.settings.max_length
         if asked and legal and asked > legal:
             raise UsageError(f"--max-length {asked}: the model takes at most {legal} tokens")
-        return asked or legal
+        usual = (legal, self.task.sequencing().usual_length)
+        return asked or min((n for n in usual if n), default=None)
 
 
 def prompt_room(plan: Plan) -> int | None:
@@ -286,14 +289,3 @@ def prompt_room(plan: Plan) -> int | None:
     if plan.max_length is None or plan.task != "text-generation":
         return plan.max_length
     return max(plan.max_length - (plan.max_new_tokens or 0), plan.max_length // 2, 1)
-
-
-def batching(asked: str, model: LoadedModel) -> str:
-    """The policy: what was asked for, as far as the model's outputs stay those of each row alone."""
-    if model.is_packed:
-        return "packed" if asked == "auto" else asked
-    if asked == "packed":
-        raise UsageError(f"--batching packed: this model runs padded ({'; '.join(model.notes)}); leave it out")
-    if not model.pads_safely:
-        return "equal"
-    return "padded" if asked == "auto" else asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,26 +14,35 @@ from typing import Any
 import numpy as np
 
 from packhorse.config import EngineConfig
-from packhorse.data import Int64s, ModelDescription, TokenizerParts, Tokens
+from packhorse.data import Int64s, ModelDescription, Reduction, TokenizerParts, Tokens
 from packhorse.devices.host import num_cores
 from packhorse.errors import UsageError
+from packhorse.late_interaction import LateInteraction
 from packhorse.models.adapter import FILES as ADAPTER_FILES
 from packhorse.models.adapter import base_note, check_base, check_peft, describe_adapter, find_adapter
 from packhorse.models.describe import describe
 from packhorse.models.find import Found, file_hashes, find_model
 from packhorse.models.hub_files import Wanted
 from packhorse.models.preflight import check_folder
+from packhorse.sequences import Sequencing, Vocabulary
 from packhorse.stages import Detokenize
 from packhorse.tasks import make_task
 from packhorse.tokenize.detokenize import cleans_up, detokenizer
 from packhorse.tokenize.encoder import Encoder
-from packhorse.tokenize.fast import FastTokenizer, TokenizeSettings
+from packhorse.tokenize.fast import FastTokenizer
+from packhorse.tokenize.huge import TokenizeSettings
+from packhorse.tokenize.late import expansion_id
 from packhorse.tokenize.proof import TokenizerChoice, check_installed, choose_tokenizer, open_checked
+from packhorse.tokenize.sequencing import SequenceTokenizer
+from packhorse.tokenize.special import add_lowercase, mask_token
+from packhorse.tokenize.targets import Targets, check_top_k, find_targets
+from packhorse.tokenize.vocabulary import vocabulary
+from packhorse.tuning.candidates import JobSize
 from packhorse.tuning.gate import stratified
 
 # Rows of three lengths; the middle one is a usual sentence.
 TRIAL = ("read a zip file", "read a zip file", "The plot is thin, but two hours go by in no time.", "good")
-TRIAL_TOKENS = 64
+TRIAL_LABELS, TRIAL_TOKENS = ("films",), 64
 UNKNOWN_MAX_LENGTH = 512  # for rows that are only tried on
 PROOF_ROWS = 1_024  # of the job, for tokenizers
 NO_ROWS = Tokens(np.empty(0, np.int32), np.zeros(1, np.int64))
@@ -61,6 +71,7 @@ class Material:
         self.lengths: Int64s = np.empty(0, np.int64)  # of all that were seen
         self.longest: int | None = None  # tokens, where no row is longer
         self.truncated_rows = 0  # of those that were seen
+        self.sequences_per_row = 1.0
         self._texts: list[str | None] = []
         self._pairs: list[str | None] | None = None
         self._parts: TokenizerParts | None = None
@@ -79,32 +90,69 @@ class Material:
         self, texts: list[str | None], pairs: list[str | None] | None, is_whole: bool, with_special: bool = True
     ) -> None:
         """Texts of the job: what precision, packing and calibration are tried on. is_whole: it has no others."""
-        limits = [n for n in (self.settings.max_length, self.description.max_length) if n]
+        asked = self.settings.max_length or self.task.sequencing().usual_length
+        limits = [n for n in (asked, self.description.max_length) if n]
         tokenizer = self.tokenizer(min(limits, default=UNKNOWN_MAX_LENGTH), pairs is not None, special=with_special)
         tokenized = tokenizer.tokenize(texts, pairs)
         tokenizer.close()
         tokens, self.truncated_rows = tokenized.tokens, tokenized.truncated_rows
+        self.sequences_per_row = tokens.num_rows / len(texts) if tokens.num_rows else 1.0
         self.longest = int(tokens.lengths.max(initial=0)) or None if is_whole else None
         self.lengths, self.rows = tokens.lengths, tokens.take(stratified(tokens.lengths))
         self._texts, self._pairs, self._choice = texts, pairs, None
+
+    def job_size(self, total_rows: float) -> JobSize:
+        """Of a job of so many rows like those that were seen."""
+        return JobSize.of(self.lengths, total_rows, self.sequences_per_row)
 
     # -- tokenizer
 
     def tokenizer(
         self, max_length: int | None, has_pairs: bool, package: str = "hf", threads: int | None = None,
-        special: bool = True,
-    ) -> FastTokenizer:  # fmt: skip
-        """special: the special tokens of the model are put around a text."""
+        special: bool = True, sequencing: Sequencing | None = None,
+    ) -> FastTokenizer | SequenceTokenizer:  # fmt: skip
+        """special: the special tokens of the model are put around a text. sequencing: another than the task's."""
+        sequencing = sequencing or self.task.sequencing()
         backend, takes_type_ids, truncation_side = self.parts()
+        has_two = has_pairs or sequencing.kind == "labels"
         settings = TokenizeSettings(
             max_length=max_length,
             prompt=self.description.prompt,
-            truncation_side=truncation_side,
-            with_type_ids=takes_type_ids and (has_pairs or any(backend.encode("a").type_ids)),
+            truncation_side="left" if sequencing.joins and has_pairs else truncation_side,
+            with_type_ids=takes_type_ids and (has_two or any(backend.encode("a").type_ids)),
             threads=threads or self.tokenizer_threads,
             with_special_tokens=special,
+            mask_id=self.mask[1] if sequencing.needs_mask else -1,
         )
-        return FastTokenizer(backend, settings, self.encoder(package, settings.threads))
+        if sequencing == Sequencing():
+            return FastTokenizer(backend, settings, self.encoder(package, settings.threads))
+        encoder = None if sequencing.is_aligned else self.encoder(package, settings.threads)
+        return SequenceTokenizer(backend, settings, sequencing, encoder)
+
+    @functools.cached_property
+    def mask(self) -> tuple[str, int]:
+        """Text and id of the mask token. Raises ModelError where the tokenizer has none."""
+        return mask_token(self.description.folder, self.parts().backend)
+
+    def reduction(self) -> Reduction:
+        """The task's, with what the tokenizer knows."""
+        made: Reduction = dataclasses.replace(self.task.reduction(), skip_tokens=self.skip_tokens())
+        if made.kind == "fill":
+            check_top_k(made.top_k, self.parts().backend)
+            made = dataclasses.replace(made, mask_id=self.mask[1], columns=self.targets.ids)
+        late = self.description.late
+        if made.kind == "vectors" and late is not None and late.expand_to and not late.attends:
+            made = dataclasses.replace(made, unattended_id=self._expansion_id(late))
+        return dataclasses.replace(made, width=len(made.columns)) if made.columns else made
+
+    def _expansion_id(self, late: LateInteraction) -> int:
+        mask_id = self.mask[1] if late.expansion_token is None else -1
+        return expansion_id(self.parts().backend, late, mask_id)
+
+    @functools.cached_property
+    def targets(self) -> Targets:
+        """Of fill-mask. Raises UsageError where none of them is a token."""
+        return find_targets(self.parts().backend, self.settings.targets or ())
 
     @property
     def tokenizer_threads(self) -> int:
@@ -125,9 +173,13 @@ class Material:
         """Once for the rows that were seen."""
         if asked == "hf":
             return TokenizerChoice("hf")
+        if self.task.sequencing().is_aligned:
+            note = f"tokenizer: hf, since {asked} does not say where tokens stand"
+            return TokenizerChoice("hf", notes=() if asked == "auto" else (note,))
         if self._choice is None:
+            texts = [*self._texts[:PROOF_ROWS], *(self._pairs or [])[:PROOF_ROWS]]
             self._choice = choose_tokenizer(
-                asked, self.parts().backend, [*self._texts[:PROOF_ROWS], *(self._pairs or [])[:PROOF_ROWS]],
+                asked, self.parts().backend, [text for text in texts if text is None or isinstance(text, str)],
                 self.description.prompt, self.tokenizer_threads,
             )  # fmt: skip
         return self._choice
@@ -164,7 +216,7 @@ class Material:
             parts.backend.no_padding()
             parts.backend.no_truncation()
             if self.description.lower_case:
-                _add_lowercase(parts.backend)
+                add_lowercase(parts.backend)
             self._parts = parts
         return self._parts
 
@@ -173,10 +225,18 @@ class Material:
         backend = self.parts().backend
         return detokenizer(backend, cleans_up(self.description.folder, backend))
 
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the tokenizer knows of tokens."""
+        return vocabulary(self.description.folder, self.parts().backend)
+
     def trial(self) -> Tokens:
         """A few short rows for a backend to try the model on; the first two are equal."""
-        tokenizer = self.tokenizer(min(self.description.max_length or TRIAL_TOKENS, TRIAL_TOKENS), has_pairs=False)
-        tokens = tokenizer.tokenize(TRIAL, None).tokens
+        sequencing: Sequencing = dataclasses.replace(self.task.sequencing(), long="truncate", stride=0)
+        limit = min(self.description.max_length or TRIAL_TOKENS, TRIAL_TOKENS)  # which a stride may be beyond
+        tokenizer = self.tokenizer(limit, has_pairs=False, sequencing=sequencing)
+        texts = [f"{text} {self.mask[0]}" if sequencing.mask_token else text for text in TRIAL]
+        tokens = tokenizer.tokenize(texts, [TRIAL_LABELS] * len(texts) if sequencing.kind == "labels" else None).tokens
         tokenizer.close()
         return tokens.take(np.flatnonzero(tokens.lengths))
 
@@ -196,7 +256,7 @@ class Material:
         """For the plan: what was found otherwise than asked for."""
         found, adapter = self._adapter, self.description.adapter
         of_adapter = (*found.notes, *base_note(adapter, found.name, self._found.name)) if found and adapter else ()
-        return (*self._found.notes, *of_adapter)
+        return (*self._found.notes, *of_adapter, *(self.targets.notes if self.settings.targets else ()))
 
     def identity(self) -> dict[str, Any]:
         """sha256 of every file; the commit of a hub model. The same of the adapter where there is one."""
@@ -231,12 +291,3 @@ def _found_adapter(settings: EngineConfig) -> Found | None:
         raise UsageError(f"--onnx-file {settings.onnx_file}: an adapter is merged into weights, not a graph; drop one")
     check_peft(settings.adapter, settings.backend)
     return find_adapter(settings.adapter)
-
-
-def _add_lowercase(backend: Any) -> None:
-    """do_lower_case of sentence-transformers: lower-cases before whatever the tokenizer normalizes itself."""
-    from tokenizers import normalizers
-
-    first = normalizers.Lowercase()
-    if '"Lowercase"' not in json.dumps(json.loads(backend.to_str())["normalizer"]):
-        backend.normalizer = normalizers.Sequence([first, backend.normalizer]) if backend.normalizer else first

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from packhorse.data import ModelCost
 from packhorse.errors import ModelError
 from packhorse.loading.choosing import families
 from packhorse.loading.loader import Loader
 from packhorse.metrics import VALUE_BYTES, activation_bytes
+from packhorse.model_cost import ModelCost
 from packhorse.plans import Alternative, Forecast
-from packhorse.tuning.candidates import Candidate, JobSize, Prediction, Trial
+from packhorse.tuning.candidates import Candidate, Prediction, Trial
 from packhorse.tuning.gate import MIN_JOB_ROWS
 from packhorse.tuning.precision import first_choice
 from packhorse.tuning.prior import efficiency_of, predicted_rate, setup_s
@@ -38,7 +38,7 @@ class Guess:
 
 def predicted(loader: Loader, total_rows: float) -> Guess:
     """Of a job whose sample the loader has seen. Measures the machine's ceilings where no earlier run did."""
-    job = JobSize.of(loader.material.lengths, total_rows)
+    job = loader.material.job_size(total_rows)
     default = loader.candidate(first_choice(loader.settings, loader.supported_precisions(), loader.own_precision))
     cost, parameters = _cost(loader)
     policy = loader.settings.batching if loader.settings.batching != "auto" else "packed"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from packhorse.batching import planner
-from packhorse.data import BatchPlan, Float32s, Int64s, ModelCost, Tokens
+from packhorse.data import BatchPlan, Int64s, Tokens
 from packhorse.errors import DeviceOutOfMemoryError, ModelError, UsageError
 from packhorse.generation import QUANTIZED
 from packhorse.loading.budgets import fitting_budgets
-from packhorse.loading.loader import Loader, batching
+from packhorse.loading.checking import batching
+from packhorse.loading.loader import Loader
 from packhorse.metrics import VALUE_BYTES
+from packhorse.model_cost import ModelCost
 from packhorse.readers.cut import MAX_ROWS
+from packhorse.sequences import Values, first_values
 from packhorse.stages import LoadedModel
 from packhorse.tuning.candidates import Candidate, Prediction, Trial
 from packhorse.tuning.gate import Verdict
@@ -53,7 +56,7 @@ class RealWorkbench:
         self.cost: ModelCost = model.cost
         self._is_packed = model.is_packed
         self._fp32_bytes = model.weight_bytes * (1 if default.precision == "fp32" else 2)
-        self._reference: Float32s | None = None
+        self._reference: Values | None = None
         self._verdicts: dict[tuple[str, ...], Verdict] = {}
         self._observed: float | None = None  # real tokens/s of the default way, at a first look
         self._ceilings = first.backend.known_ceilings(first.device, first.workers * first.threads)
@@ -162,7 +165,7 @@ class RealWorkbench:
             again = self._time(candidate, model, rows, plan, None).tokens_per_s
             timed = timed._replace(tokens_per_s=max(again, timed.tokens_per_s))
         rate = timed.tokens_per_s * self._shard_efficiency(candidate, model) / _efficiency(model, rows.lengths, plan)
-        return Timed(timed.values[: self.rows.num_rows], rate, timed.is_whole)
+        return Timed(first_values(timed.values, self.rows.num_rows), rate, timed.is_whole)
 
     def _time(
         self, candidate: Candidate, model: LoadedModel, rows: Tokens, plan: BatchPlan, give_up_below: float | None
@@ -198,7 +201,7 @@ class RealWorkbench:
     def _needs_verdict(self, candidate: Candidate) -> bool:
         return candidate.family not in self._verdicts and candidate.family != (self.default.backend, "fp32")
 
-    def _verdict(self, candidate: Candidate, model: LoadedModel, values: Float32s) -> Verdict | None:
+    def _verdict(self, candidate: Candidate, model: LoadedModel, values: Values) -> Verdict | None:
         """Against fp32 of the default backend, once for all ways of one backend and precision; None for that itself."""
         if not self._needs_verdict(candidate):
             if candidate.family == (self.default.backend, "fp32"):
@@ -212,12 +215,12 @@ class RealWorkbench:
         model = self._model(candidate)
         return self._compared(candidate, model, values_of(model, self.rows, candidate.max_batch_tokens))
 
-    def _compared(self, candidate: Candidate, model: LoadedModel, values: Float32s) -> Verdict:
+    def _compared(self, candidate: Candidate, model: LoadedModel, values: Values) -> Verdict:
         tolerance = tolerance_of(self._settings, candidate.precision, model.reduction)
         return judge(self.reference(), values, model.reduction, tolerance)
 
-    def reference(self) -> Float32s:
-        """[n, width] fp32's values of the sample's rows, by the default backend. Raises ModelError."""
+    def reference(self) -> Values:
+        """fp32's values of the sample's rows, by the default backend. Raises ModelError."""
         if self._reference is None:
             loader, d = self._loaders[self.default.backend], self.default
             split = (loader.workers * loader.threads, 1) if d.compiled else (d.workers, d.threads)

@@ -6,6 +6,8 @@ import time
 from typing import NamedTuple
 
 from packhorse.errors import DeviceOutOfMemoryError
+from packhorse.generation import PACKED_ENGINES
+from packhorse.loading.checking import device_map_of
 from packhorse.loading.comparing import compare_quantized
 from packhorse.loading.engines import GAIN, choose_engine, prefill_tokens
 from packhorse.loading.loader import Loader
@@ -40,13 +42,14 @@ def choose_writing(loader: Loader, total_rows: float, column: str, clock: Clock 
     tokenizer = loader.material.choose_tokenizer("hf" if s.exact else s.tokenizer)
     return Plan(
         task=loader.description.task, backend=loader.backend_name, device=loader.device.split(":")[0],
-        precision=precision, attention=model.attention, batching="packed" if model.engine == "continuous" else "padded",
+        precision=precision, attention=model.attention,
+        batching="packed" if model.engine in PACKED_ENGINES else "padded",
         engine=model.engine, max_new_tokens=model.max_new_tokens, batch_size=rows,
         max_batch_tokens=prefill_tokens(loader, model.engine),
         max_length=loader.max_length(precision), workers=loader.workers, threads=loader.threads,
         tokenizer=tokenizer.name, tokenizer_threads=loader.material.tokenizer_threads, text_column=column,
         pair_column=None, notes=(*notes, *choice.notes, *found, *loader.material.notes, *model.notes, *tokenizer.notes),
-        quality=quality, versions=loader.versions(),
+        device_map=device_map_of(model), quality=quality, versions=loader.versions(model.engine),
         alternatives=(*choice.alternatives, *_alternatives(loader, precision, rows, rates)),
         forecast=_forecast(loader, total_rows, choice.tokens_per_s or _rate_of(rates, rows), tuned_s),
     )  # fmt: skip
@@ -91,7 +94,7 @@ def _rows(loader: Loader, model: Generator, total_rows: float, clock: Clock) -> 
     s = loader.settings
     usual = rows_at_once(loader)
     sample = loader.material.rows
-    can_try = model.engine in ("continuous", "static") and sample.num_rows and s.tune != "off" and not s.batch_size
+    can_try = model.engine in (*PACKED_ENGINES, "static") and sample.num_rows and s.tune != "off" and not s.batch_size
     if not can_try:
         return [], usual
     rates: list[Rate] = []

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from packhorse.errors import ModelError, UsageError
 
-SMALL = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja")
+SMALL = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "artifact.metadata")
 GRAPH_FOLDERS = ("onnx/*", "openvino/*")
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 ONNX_DEFAULTS = ("model.onnx", "onnx/model.onnx")

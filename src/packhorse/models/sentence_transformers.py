@@ -69,7 +69,7 @@ def read_pooling(
         if module["name"] == "Pooling":
             pooling, include_prompt = _pooling_modes(place / "config.json")
         elif module["name"] == "Dense":
-            post.append(_dense(place))
+            post.append(read_dense(place))
         else:
             post.append("normalize")
     if settings.pooling is not None:
@@ -102,22 +102,17 @@ def _pooling_modes(path: Path) -> tuple[tuple[str, ...], bool]:
     return tuple(modes), bool(config.get("include_prompt", True))
 
 
-def _dense(folder: Path) -> DenseLayer:
+def read_dense(folder: Path, of: str = "sentence_embedding") -> DenseLayer:
+    """of: what it has to project. Raises ModelError where it is another, HostileModelError for its activation."""
     path = folder / "config.json"
     config = read_object(path)
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-    name = activation.rsplit(".", 1)[-1]
-    if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
-        raise HostileModelError(
-            f"{path}: activation_function {activation!r} is not one of torch.nn's {', '.join(ACTIVATIONS)}"
-        )
-    inputs = (
-        config.get("module_input_name", "sentence_embedding"),
-        config.get("module_output_name") or "sentence_embedding",
-    )
-    if inputs != ("sentence_embedding", "sentence_embedding"):
+    name = checked_activation(activation, path, "activation_function")
+    inputs = (config.get("module_input_name", of), config.get("module_output_name") or of)
+    if inputs != (of, of):
         raise ModelError(
-            f"{path}: a Dense module from {inputs[0]} to {inputs[1]} is not supported; only on the sentence embedding"
+            f"{path}: a Dense module from {inputs[0]} to {inputs[1]} is not supported; only on the "
+            f"{of.replace('_', ' ')}"
         )
     return DenseLayer(
         str(folder),
@@ -127,6 +122,14 @@ def _dense(folder: Path) -> DenseLayer:
         name,
         bool(config.get("use_residual", False)),
     )
+
+
+def checked_activation(activation: str, path: Path, key: str) -> str:
+    """Its name in torch.nn. Raises HostileModelError where it is none of the known ones: it would be imported."""
+    name = activation.rsplit(".", 1)[-1]
+    if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
+        raise HostileModelError(f"{path}: {key} {activation!r} is not one of torch.nn's {', '.join(ACTIVATIONS)}")
+    return name
 
 
 def read_prompt(folder: Path, asked: str | None) -> str:

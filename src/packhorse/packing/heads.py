@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -45,6 +46,27 @@ class PackedModel:
             raise PackingError(f"{type(self._body).__name__} does not use transformers' AttentionInterface")
         return hidden
 
+    def of_tokens(self, hidden: torch.Tensor) -> Any:
+        """The output of the model's own forward on some tokens [m, H], for heads that look at each alone."""
+        if self._head is None:
+            return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden[None])
+        return self._head(inputs_embeds=hidden[None])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[m, H] -> [m, V]."""
+        logits: torch.Tensor = self.of_tokens(hidden).logits[0]
+        return logits.to(hidden.device)  # a head may lie on another one
+
+    def padded_hidden(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[B, S, H] of the model's padded inputs."""
+        hidden: torch.Tensor = self._body(**self.taken(inputs))[0]
+        return hidden
+
+    def taken(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Those that the body takes, as keyword arguments of it; no keys and values are kept."""
+        arguments: dict[str, Any] = {k: v for k, v in inputs.items() if k in self._takes}
+        return arguments | ({"use_cache": False} if "use_cache" in self._takes else {})
+
     def head(self, hidden: torch.Tensor, pack: Pack, ids: torch.Tensor) -> Any:
         """The output of the model's own forward, whose body now only hands on the hidden states [T, H]."""
         if self._head is None:
@@ -79,6 +101,7 @@ def _head_alone(model: Any) -> Any:
     head = copy.copy(model)
     head._modules = dict(model._modules)
     head._modules[model.base_model_prefix] = _Body(model.base_model)
+    head.__dict__.pop("forward", None)  # of a model on several devices: one that calls the model's own body
     return head
 
 
@@ -106,6 +129,7 @@ class _Body(nn.Module):
         self.config = body.config
         self.pooler = getattr(body, "pooler", None)
         self.pooler_activation = getattr(body, "pooler_activation", None)
+        self.embeddings = getattr(body, "embeddings", None)  # DeBERTa-v2's newer head reads them
 
     def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
         return BaseModelOutputWithPoolingAndCrossAttentions(

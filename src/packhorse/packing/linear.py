@@ -22,26 +22,30 @@ class PrepackedLinear(nn.Module):
         """weight: [out, in]. Raises RuntimeError or AttributeError where oneDNN has no such product."""
         super().__init__()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), TYPICAL_TOKENS)
-        self._bias = None if bias is None else bias.detach()
-        self._post = "none", ""
+        self.bias = None if bias is None else bias.detach()
+        self.post = "none", ""  # oneDNN's name and algorithm of the activation
 
     @property
     def weight(self) -> torch.Tensor:
         """In oneDNN's order, of no use but for its type: T5 asks for that before it calls a layer."""
         return self._packed
 
+    def plain_weight(self) -> torch.Tensor:
+        """A copy [out, in], equal to what was given."""
+        return self._packed.to_dense()
+
     def fuse(self, name: str, algorithm: str) -> None:
         """The activation is computed on the way from now on."""
-        self._post = name, algorithm
+        self.post = name, algorithm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        name, algorithm = self._post
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, name, [], algorithm)
+        name, algorithm = self.post
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], algorithm)
         return out
 
     def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """x W^T + b + residual [..., out]; no activation."""
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
         return out
 
 

@@ -39,6 +39,32 @@ def prepack(body: nn.Module, run: Callable[[], object]) -> Callable[[], None]:
     return replace(body, {**made, **add_norms(body, made), **_fuse(pairs, made)})
 
 
+class _Plain(nn.Module):
+    """A PrepackedLinear in plain operators."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, packed: PrepackedLinear) -> None:
+        super().__init__()
+        self.register_buffer("weight", packed.plain_weight())  # a trace compares tensors that belong to no module
+        self.register_buffer("bias", packed.bias)
+        self._after = None if packed.post[0] == "none" else FUSIBLE[packed.post]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = nn.functional.linear(x, self.weight, self.bias)
+        return out if self._after is None else self._after(out)
+
+    def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight, self.bias) + residual
+
+
+def unpacked(body: nn.Module) -> Callable[[], None]:
+    """Puts plain layers in the places of oneDNN's, for who traces the body: weights are copied meanwhile. Returns what
+    puts oneDNN's back."""
+    return replace(body, {m: _Plain(m) for m in body.modules() if isinstance(m, PrepackedLinear)})
+
+
 def replace(body: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> Callable[[], None]:
     """Puts other modules in the places of some, wherever they stand in the body. Returns what puts them back."""
     places = [

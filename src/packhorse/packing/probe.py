@@ -42,8 +42,8 @@ def error(alone: Float32s, fast: Float32s) -> float:
 
 def _repeated(trial: Tokens, length: int) -> Tokens:
     """One row of that many tokens."""
-    type_ids = None if trial.type_ids is None else np.resize(trial.type_ids, length)
-    return Tokens(np.resize(trial.ids, length), np.array([0, length], np.int64), type_ids)
+    type_ids, targets = (None if x is None else np.resize(x, length) for x in (trial.type_ids, trial.targets))
+    return Tokens(np.resize(trial.ids, length), np.array([0, length], np.int64), type_ids, targets)
 
 
 def _ending_in(pad_id: int | None, trial: Tokens) -> list[Tokens]:
@@ -52,13 +52,17 @@ def _ending_in(pad_id: int | None, trial: Tokens) -> list[Tokens]:
         return []
     first = trial.take(np.array([0]))
     types = None if first.type_ids is None else np.append(first.type_ids, first.type_ids[-1:])
+    targets = None if first.targets is None else np.append(first.targets, np.int32(-1))
     ids = np.append(first.ids, np.int32(pad_id))
-    return [Tokens(ids, np.array([0, len(ids)], np.int64), types)]
+    return [Tokens(ids, np.array([0, len(ids)], np.int64), types, targets)]
 
 
 def _concatenated(parts: list[Tokens]) -> Tokens:
     lengths: Int64s = np.concatenate([p.lengths for p in parts])
     has_types = any(p.type_ids is not None for p in parts)
     types = [np.zeros(len(p.ids), np.int32) if p.type_ids is None else p.type_ids for p in parts]
-    ids = np.concatenate([p.ids for p in parts])
-    return Tokens(ids, offsets_of(lengths), np.concatenate(types) if has_types else None)
+    targets = [p.targets for p in parts if p.targets is not None]
+    return Tokens(
+        np.concatenate([p.ids for p in parts]), offsets_of(lengths), np.concatenate(types) if has_types else None,
+        np.concatenate(targets) if len(targets) == len(parts) else None,
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +46,12 @@ def column_texts(column: pa.ChunkedArray, errors: Mapping[int, RowError]) -> lis
         column = pc.if_else(pa.array(bad), pa.scalar(None, column.type), column)
     texts: list[str | None] = column.to_numpy(zero_copy_only=False).tolist()
     return texts
+
+
+def is_words(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of strings."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and (is_text(kind.value_type) or pa.types.is_null(kind.value_type)))
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -121,3 +128,15 @@ def _check_text(schema: pa.Schema, role: str, name: str) -> None:
     field = schema.field(name)
     if not is_text(field.type) or is_json_text(field):
         raise UsageError(f"{role} {name}: the column is {'JSON' if is_json_text(field) else field.type}, not text")
+
+
+def list_error(value: Any) -> RowError | None:
+    """Of a value that is no list of strings."""
+    if not isinstance(value, list | tuple):
+        return RowError("not_a_list", f"a {type(value).__name__}, not a list of strings")
+    other = next((item for item in value if not isinstance(item, str)), "")
+    if not isinstance(other, str):
+        return RowError("not_text", f"a list with a {type(other).__name__} in it, not of strings alone")
+    if any(map(has_lone_surrogate, value)):
+        return RowError("lone_surrogate", "one of the list's texts has half a surrogate pair, which is no character")
+    return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from packhorse.data import Chunk, Int64s, Position, RowError, Shard
+from packhorse.data import Chunk, Int64s, Position, Reduction, RowError, Shard
 from packhorse.readers.columns import text_bytes
 
 RAMP = (1_024, 4_096, 16_384)  # the device starts at once, the first commit comes early
@@ -37,6 +37,11 @@ class ShardRows:
     def of(cls, table: pa.Table, errors: dict[int, RowError]) -> ShardRows:
         """Rows that are no part of a file, as one shard."""
         return cls(Shard(0, 0, table.num_rows, Position(0, 0), Position(0, table.num_rows)), table, errors)
+
+
+def text_output(reduction: Reduction, width: int) -> int:
+    """Bytes of output that a byte of text makes: of vectors, one of `width` numbers for a token of about 4 bytes."""
+    return width if reduction.kind == "vectors" else 0
 
 
 def rows_allowed(index: int, shard_rows: int | None, output_row_bytes: int) -> int:
@@ -73,8 +78,11 @@ def cut_shards(
     shard_rows: int | None,
     output_row_bytes: int,
     limit: int | None,
+    output_of_text: int = 0,
 ) -> Iterator[ShardRows]:
-    """Shards from a position on; index and first_row are the next one's. `limit` counts from the input's first row."""
+    """Shards from a position on; index and first_row are the next one's. `limit` counts from the input's first row.
+    output_of_text: bytes of output that a byte of text makes, where its length decides."""
+    most_text = min(MAX_TEXT_BYTES, MAX_OUTPUT_BYTES // output_of_text) if output_of_text else MAX_TEXT_BYTES
     current = _Open(index, first_row, start)
     for chunk in chunks:
         texts, weights = np.cumsum(text_bytes(chunk.table, text_columns)), np.cumsum(chunk.row_bytes)
@@ -88,7 +96,7 @@ def cut_shards(
             text_before, weight_before = (int(c[at - 1]) if at else 0 for c in (texts, weights))
             stop = min(
                 at + allowed,
-                int(np.searchsorted(texts, MAX_TEXT_BYTES - current.text_bytes + text_before, side="right")),
+                int(np.searchsorted(texts, most_text - current.text_bytes + text_before, side="right")),
                 int(np.searchsorted(weights, MAX_ROW_BYTES - current.row_bytes + weight_before, side="right")),
             )
             if stop <= at and current.rows:

@@ -41,15 +41,16 @@ TextsOf = Callable[[pa.Table, Mapping[int, RowError]], list[list[str | None]]]
 
 def take_sample(
     reader: Reader, text_columns: Sequence[str], limit: int | None, max_rows: int = SAMPLE_ROWS,
-    columns: Sequence[str] = (), texts_of: TextsOf | None = None,
+    columns: Sequence[str] = (), texts_of: TextsOf | None = None, num_texts: int = 1,
 ) -> Sample:  # fmt: skip
     """Up to max_rows rows from up to 16 places spread over the input; of an input with --limit, its first rows.
 
-    texts_of: of a table and its rows in error, where a text is more than one column; columns: others that it looks at.
+    texts_of: of a table and its rows in error, where a text is more than one column, or a list; columns: others that it
+    looks at; num_texts: of a row.
     A function of the input and the arguments alone, so that a resumed run sees the same rows. Raises InputError.
     """
     places = reader.spread(min(PLACES, max_rows)) if limit is None else [Position(0, 0)]
-    texts: list[list[str | None]] = [[] for _ in text_columns] if texts_of is None else [[]]
+    texts: list[list[str | None]] = [[] for _ in text_columns] if texts_of is None else [[] for _ in range(num_texts)]
     take = _Take(reader, text_columns, columns, texts_of or _plain(text_columns))
     most_bytes = (getattr(reader, "head_bytes", None) or sys.maxsize) // 2  # the job reads the rest of its rows once
     share, quota = 0.0, (max_rows if limit is None else min(max_rows, limit)) // len(places)

@@ -58,8 +58,10 @@ def _short(value: Any) -> str:
         return "[" + ", ".join(_short(v) for v in value[:3]) + f", ... {len(value)} values]"
     if isinstance(value, list):
         return "[" + ", ".join(_short(v) for v in value) + "]"
+    if isinstance(value, dict) and value.keys() == {"kind", "message"}:  # an error
+        return f"{value['kind']}: {value['message']}"
     if isinstance(value, dict):
-        return f"{value.get('kind')}: {value.get('message')}"
+        return "(" + ", ".join(f"{name}={_short(v)}" for name, v in value.items()) + ")"
     text = " ".join(str(value).split())
     return (
         repr(text if len(text) <= PREVIEW_CHARS else text[: PREVIEW_CHARS - 3] + "...")

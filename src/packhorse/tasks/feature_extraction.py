@@ -21,15 +21,18 @@ import pyarrow as pa
 
 from packhorse.config import EngineConfig
 from packhorse.data import EMBEDDING_FORMAT, Bools, Float32s, ModelDescription, Reduction
+from packhorse.sequences import Results, Sequencing
 from packhorse.stages import Task
 from packhorse.tasks.vectors import vectors
+from packhorse.tasks.windows import Windows, has_several
 
 TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "binary": np.int8, "ubinary": np.uint8}
 LARGEST_INT8 = 127
+SMALLEST_NORM = 1e-12  # that torch's normalize divides by
 
 
 def make(description: ModelDescription, settings: EngineConfig) -> Task:
-    return FeatureExtraction(description.pooling, settings.embedding_format)
+    return FeatureExtraction(description.pooling, settings)
 
 
 class FeatureExtraction:
@@ -37,9 +40,10 @@ class FeatureExtraction:
 
     name = "feature-extraction"
 
-    def __init__(self, pooling: Reduction, embedding_format: str) -> None:
+    def __init__(self, pooling: Reduction, settings: EngineConfig) -> None:
         self._pooling = pooling
-        self._format = embedding_format
+        self._format = embedding_format = settings.embedding_format
+        self._windows = Windows.of(settings)
         self._dtype = np.dtype(TYPES[embedding_format])
         self.max_value = float(np.finfo(np.float16 if embedding_format == "float16" else np.float32).max)
 
@@ -49,11 +53,29 @@ class FeatureExtraction:
     def fields(self, width: int) -> list[pa.Field]:
         size = -(-width // 8) if self._format.endswith("binary") else width
         kind = pa.list_(pa.from_numpy_dtype(self._dtype), size)
+        if self._windows.keeps_all:
+            kind = pa.list_(kind)
         told = {EMBEDDING_FORMAT: self._format, b"packhorse.embedding_width": str(width)}
-        scale = [pa.field("embedding_scale", pa.float32())] if self._format == "int8" else []
+        of_scale = pa.list_(pa.float32()) if self._windows.keeps_all else pa.float32()
+        scale = [pa.field("embedding_scale", of_scale)] if self._format == "int8" else []
         return [pa.field("embedding", kind, metadata=told), *scale]
 
-    def finish(self, values: Float32s, is_valid: Bools) -> list[pa.Array]:
+    def sequencing(self) -> Sequencing:
+        return self._windows.sequencing()
+
+    def finish(self, results: Results) -> list[pa.Array]:
+        """Of values [sequences, width]. The vectors of windows are weighted by their tokens, as if all of a row's
+        tokens had been pooled; where the model normalizes, so is the sum."""
+        if self._windows.keeps_all:
+            return self._windows.lists(results, lambda values: self._columns(values, np.ones(len(values), np.bool_)))
+        values = self._windows.of_rows(results, by_tokens=True)
+        if self._windows.is_used and "normalize" in self._pooling.post:
+            several = has_several(results)  # one window's vector has length 1 already
+            norms = np.linalg.norm(values[several], axis=1, keepdims=True)
+            values[several] /= np.maximum(norms, SMALLEST_NORM)
+        return self._columns(values, results.is_valid)
+
+    def _columns(self, values: Float32s, is_valid: Bools) -> list[pa.Array]:
         """values: [n, width]."""
         if self._format == "int8":
             quantized, scales = to_int8(values)

@@ -8,6 +8,7 @@ import pyarrow as pa
 from packhorse.config import EngineConfig
 from packhorse.data import Bools, Int64s, Reduction, offsets_of
 from packhorse.generation import FINISH_REASONS, Generated
+from packhorse.sequences import Sequencing
 from packhorse.stages import Detokenize
 
 
@@ -24,6 +25,9 @@ class GeneratedText:
 
     def reduction(self) -> Reduction:
         return Reduction("generate")
+
+    def sequencing(self) -> Sequencing:
+        return Sequencing()
 
     def fields(self, width: int) -> list[pa.Field]:
         """width: of no meaning here."""

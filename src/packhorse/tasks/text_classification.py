@@ -13,14 +13,16 @@ import pyarrow as pa
 
 from packhorse.config import EngineConfig
 from packhorse.data import Bools, Float32s, ModelDescription, Reduction
+from packhorse.sequences import Results, Sequencing
 from packhorse.stages import Task
 from packhorse.tasks.vectors import vectors
+from packhorse.tasks.windows import Windows, activated
 
 MULTI_LABEL_THRESHOLD = 0.5
 
 
 def make(description: ModelDescription, settings: EngineConfig) -> Task:
-    return TextClassification(description.labels, description.problem_type, settings.scores == "all")
+    return TextClassification(description.labels, description.problem_type, settings)
 
 
 class TextClassification:
@@ -29,17 +31,23 @@ class TextClassification:
     name = "text-classification"
     max_value = float(np.finfo(np.float32).max)
 
-    def __init__(self, labels: tuple[str, ...], problem_type: str | None, with_scores: bool) -> None:
+    def __init__(self, labels: tuple[str, ...], problem_type: str | None, settings: EngineConfig) -> None:
         self._labels = labels
         self._problem = problem_type or (
             "single_label_classification" if len(labels) > 1 else "multi_label_classification"
         )
         self._is_list = problem_type == "multi_label_classification"
-        self._with_scores = with_scores
+        self._with_scores = settings.scores == "all"
+        usual = {"regression": "none", "multi_label_classification": "sigmoid"}.get(self._problem, "softmax")
+        self.activation = usual if settings.function_to_apply == "auto" else settings.function_to_apply
+        self._windows = Windows.of(settings)
 
     def reduction(self) -> Reduction:
-        activations = {"regression": "none", "multi_label_classification": "sigmoid"}
-        return Reduction("classify", len(self._labels), activations.get(self._problem, "softmax"))  # type: ignore[arg-type]
+        activation = "none" if self._windows.is_used else self.activation  # logits are what windows share
+        return Reduction("classify", len(self._labels), activation)  # type: ignore[arg-type]
+
+    def sequencing(self) -> Sequencing:
+        return self._windows.sequencing()
 
     def fields(self, width: int) -> list[pa.Field]:
         label = pa.list_(pa.large_string()) if self._is_list else pa.large_string()
@@ -49,8 +57,15 @@ class TextClassification:
             fields.append(pa.field("scores", pa.list_(pa.float32(), width), metadata=names))
         return fields
 
-    def finish(self, values: Float32s, is_valid: Bools) -> list[pa.Array]:
-        """values: [n, labels]. The score is the best label's; for regression the first output."""
+    def finish(self, results: Results) -> list[pa.Array]:
+        """Of values [sequences, labels]. The score is the best label's; for regression the first output."""
+        values, is_valid = self._windows.of_rows(results), results.is_valid
+        if self._windows.is_used:
+            values = activated(values, self.activation)
+        return self._columns(values, is_valid)
+
+    def _columns(self, values: Float32s, is_valid: Bools) -> list[pa.Array]:
+        """values: [rows, labels]."""
         best = values.argmax(1) if self._problem != "regression" else np.zeros(len(values), np.int64)
         score = pa.array(values[np.arange(len(values)), best], pa.float32(), mask=~is_valid)
         columns = [self._label(values, best, is_valid), score]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from packhorse.data import Int64s, Tokens
+from packhorse.sequences import MaskedTokens
 
 
 class Unique(NamedTuple):
@@ -26,10 +27,12 @@ def all_rows(tokens: Tokens) -> Unique:
 
 
 def unique_rows(tokens: Tokens) -> Unique:
-    """Rows with equal ids and type ids share one representative, the first.
+    """Rows with equal ids, type ids and targets share one representative, the first.
 
     A 64-bit polynomial over fixed random weights proposes, a comparison token by token decides.
     """
+    if isinstance(tokens, MaskedTokens):
+        return _unique_masked(tokens)
     every = all_rows(tokens)
     _, first, group = np.unique(_hashes(tokens)[every.rows], return_index=True, return_inverse=True)
     stands_for = every.rows[first][group]
@@ -40,6 +43,15 @@ def unique_rows(tokens: Tokens) -> Unique:
     return Unique(rows, every.inverse)
 
 
+def _unique_masked(tokens: MaskedTokens) -> Unique:
+    """Equal are those with the same place masked in equal sequences."""
+    longest = int(tokens.bare.lengths.max(initial=1))
+    keys = unique_rows(tokens.bare).inverse[tokens.of] * longest + tokens.places
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    rows, inverse = np.unique(first[group], return_inverse=True)
+    return Unique(rows, inverse)
+
+
 def _hashes(tokens: Tokens) -> np.ndarray:
     """[n] uint64, modulo 2**64."""
     lengths = tokens.lengths
@@ -48,8 +60,9 @@ def _hashes(tokens: Tokens) -> np.ndarray:
     ) | np.uint64(1)
     position = np.arange(len(tokens.ids)) - np.repeat(tokens.offsets[:-1], lengths)
     terms = (tokens.ids.astype(np.uint64) + np.uint64(1)) * weights[position]
-    if tokens.type_ids is not None:
-        terms += tokens.type_ids.astype(np.uint64) * np.roll(weights, 1)[position]
+    for shift, others in enumerate((tokens.type_ids, tokens.targets), 1):
+        if others is not None:
+            terms += others.astype(np.uint64) * np.roll(weights, shift)[position]
     sums = np.zeros(len(terms) + 1, np.uint64)
     np.cumsum(terms, out=sums[1:])
     return sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]]
@@ -61,8 +74,9 @@ def _equal(tokens: Tokens, rows: Int64s, others: Int64s) -> np.ndarray:
     pairs = np.flatnonzero(same & (rows != others))
     mine, theirs = tokens.take(rows[pairs]), tokens.take(others[pairs])
     differs = mine.ids != theirs.ids
-    if mine.type_ids is not None and theirs.type_ids is not None:
-        differs |= mine.type_ids != theirs.type_ids
+    for one, other in ((mine.type_ids, theirs.type_ids), (mine.targets, theirs.targets)):
+        if one is not None and other is not None:
+            differs |= one != other
     counts = np.concatenate([[0], np.cumsum(differs)])
     same[pairs] = counts[mine.offsets[1:]] == counts[mine.offsets[:-1]]
     return same

@@ -20,13 +20,13 @@ CLEANED = (
 )  # fmt: skip
 
 
-def detokenizer(backend: Any, cleans_up: bool = False) -> Detokenize:
+def detokenizer(backend: Any, cleans_up: bool = False, skips_special: bool = True) -> Detokenize:
     """backend: a tokenizers.Tokenizer, of which a copy is used. Gives what the tokenizer's decode(ids,
-    skip_special_tokens=True) gives. cleans_up: whether spaces before punctuation are taken away."""
+    skip_special_tokens=skips_special) gives. cleans_up: whether spaces before punctuation are taken away."""
     copy = type(backend).from_str(backend.to_str())
 
     def detokenize(outputs: Sequence[Int32s]) -> list[str]:
-        texts: list[str] = copy.decode_batch([ids.tolist() for ids in outputs], skip_special_tokens=True)
+        texts: list[str] = copy.decode_batch([ids.tolist() for ids in outputs], skip_special_tokens=skips_special)
         return [_cleaned(text) for text in texts] if cleans_up else texts
 
     return detokenize

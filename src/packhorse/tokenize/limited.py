@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from packhorse.data import Bools, RowError, Tokenized, Tokens, offsets_of
+from packhorse.data import RowError
 from packhorse.errors import UsageError
+from packhorse.sequences import Tokenized
 from packhorse.stages import Tokenizer
-from packhorse.tokenize.fast import MAX_UNTRUNCATED_CHARS
+from packhorse.tokenize.huge import MAX_UNTRUNCATED_CHARS
 
 KIND = "prompt_too_long"
 UNTOKENIZED = "text_too_long"  # what the other tokenizer says of a text that it does not even begin
@@ -35,7 +37,7 @@ class LimitedTokenizer:
     def close(self) -> None:
         self._tokenizer.close()
 
-    def tokenize(self, texts: Sequence[str | None], pairs: Sequence[str | None] | None) -> Tokenized:
+    def tokenize(self, texts: Sequence[Any], pairs: Sequence[Any] | None) -> Tokenized:
         """As the other tokenizer does."""
         made = self._tokenizer.tokenize(texts, pairs)
         is_long = made.tokens.lengths > self._max_length - self._max_new_tokens
@@ -43,15 +45,10 @@ class LimitedTokenizer:
         huge = [row for row, error in made.errors.items() if error.kind == UNTOKENIZED]
         seen |= dict.fromkeys(huge, f"more than {MAX_UNTRUNCATED_CHARS:,} characters")
         errors = {row: self._error(what) for row, what in seen.items()}
-        return dataclasses.replace(made, tokens=_emptied(made.tokens, is_long), errors={**made.errors, **errors})
+        lengths = np.where(is_long, 0, made.tokens.lengths)
+        tokens = made.tokens.where(np.repeat(~is_long, made.tokens.lengths), lengths)
+        return dataclasses.replace(made, tokens=tokens, errors={**made.errors, **errors})
 
     def _error(self, seen: str) -> RowError:
         reserved = f" with {self._max_new_tokens:,} to generate" if self._max_new_tokens else ""
         return RowError(KIND, f"{seen}, and the model takes {self._max_length:,}{reserved}; --long truncate cuts it")
-
-
-def _emptied(tokens: Tokens, rows: Bools) -> Tokens:
-    """rows: [n] which of them lose their tokens."""
-    keep = np.repeat(~rows, tokens.lengths)
-    type_ids = None if tokens.type_ids is None else tokens.type_ids[keep]
-    return Tokens(tokens.ids[keep], offsets_of(np.where(rows, 0, tokens.lengths)), type_ids)

@@ -46,10 +46,10 @@ class JobSize:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Int64s, total_rows: float) -> JobSize:
-        """lengths: [n] of a sample of the job's rows."""
+    def of(cls, lengths: Int64s, total_rows: float, sequences_per_row: float = 1.0) -> JobSize:
+        """lengths: [n] of the sequences of a sample of the job's rows."""
         mean = float(lengths.mean()) if len(lengths) else 0.0
-        return cls(total_rows, total_rows * mean, int(lengths.max(initial=0)))
+        return cls(total_rows, total_rows * sequences_per_row * mean, int(lengths.max(initial=0)))
 
     def run_s(self, tokens_per_s: float | None) -> float:
         """Seconds for all tokens; infinite where the rate is 0 or not known."""

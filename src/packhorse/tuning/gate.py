@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from packhorse.data import Float32s, Int64s, Reduction
+from packhorse.sequences import Ragged, Values, comparable
 
 MIN_JOB_ROWS = 2_000  # in fewer rows twice the speed does not repay 512 rows at both precisions (1,440 do)
 SAMPLE_ROWS = 512
@@ -41,6 +42,7 @@ QUANTILE = 0.99
 MAX_OVER = 5.0  # times the tolerance, for every single row
 CONFIDENCE = 0.95
 MAX_CHANGED = 0.015  # of the job's rows
+VECTORS = ("pool", "vectors", "sparse")  # kinds of values whose direction counts
 BISECTIONS = 60  # halvings of an interval within 0 to 1: down to the precision of a float
 
 
@@ -85,11 +87,12 @@ def _spread_out(num_rows: int, count: int) -> Int64s:
 def default_tolerance(precision: str, reduction: Reduction) -> float:
     """What a precision may differ from fp32 by, where --tolerance does not say it."""
     of_score, of_cosine = TOLERANCES[precision]
-    return of_cosine if reduction.kind == "pool" else of_score
+    return of_cosine if reduction.kind in VECTORS else of_score
 
 
 def compare(reference: Float32s, candidate: Float32s, reduction: Reduction, tolerance: float) -> Verdict:
-    """[n, width] values of the same rows, fp32's and the candidate's. Rows that fp32 itself cannot do do not count."""
+    """[n, width] values of the same rows, fp32's and the candidate's. Rows that fp32 itself cannot do do not count. Of
+    rows with several lines of values (a token each) each line counts as a row."""
     can_be_done = np.isfinite(reference).all(1)
     reference, candidate = reference[can_be_done].astype(np.float64), candidate[can_be_done].astype(np.float64)
     rows = len(reference)
@@ -115,6 +118,16 @@ def compare(reference: Float32s, candidate: Float32s, reduction: Reduction, tole
     )
     finding += f" (allowed {MAX_CHANGED:.1%})" if changed else ""
     return Verdict(passed, finding, rows, worst, p99, changed, upper)
+
+
+def lines(reduction: Reduction, values: Values) -> Float32s:
+    """[N, width] all values, in a form that can be compared."""
+    if not isinstance(values, Ragged):
+        return values
+    if reduction.per == "entry":  # the row's number in front, as in a forward
+        row_of = np.repeat(np.arange(values.num_rows, dtype=np.float32), values.lengths)
+        return comparable(reduction, np.column_stack([row_of, values.values]))
+    return comparable(reduction, values.values)
 
 
 def upper_bound(changed: int, rows: int, confidence: float = CONFIDENCE) -> float:
@@ -145,21 +158,22 @@ def _binomial_cdf(most: int, trials: int, share: float) -> float:
 
 
 def _kind(reduction: Reduction) -> str:
-    if reduction.kind == "pool":
+    if reduction.kind in VECTORS:
         return "1 - cosine"
-    return "score difference" if _has_labels(reduction) else "difference in parts of the outputs' spread"
+    is_score = _has_labels(reduction) or reduction.kind == "fill"
+    return "score difference" if is_score else "difference in parts of the outputs' spread"
 
 
 def _has_labels(reduction: Reduction) -> bool:
-    return reduction.kind == "classify" and reduction.activation != "none"
+    return reduction.kind in ("classify", "tokens") and reduction.activation != "none"
 
 
 def _differences(reference: np.ndarray, candidate: np.ndarray, reduction: Reduction) -> np.ndarray:
     """One number a row."""
-    if reduction.kind == "pool":
+    if reduction.kind in VECTORS:
         return _embedding_distances(reference, candidate)
     differences = np.abs(reference - candidate)
-    if reduction.activation == "none":
+    if reduction.activation in ("none", "log1p") and reduction.kind != "fill":
         differences /= _spread(reference)
     worst: np.ndarray = differences.max(1)
     return worst

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from packhorse.batching import planner
+from packhorse.collecting import collector
 from packhorse.data import Batch, BatchPlan, Float32s, Int64s, Tokens
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError
+from packhorse.sequences import Values
 from packhorse.stages import LoadedModel, Output
 
 WARMUP_BATCHES = 2
@@ -22,15 +24,15 @@ Clock = Callable[[], float]  # seconds
 
 
 class Timed(NamedTuple):
-    """values: [n, width], NaN for a row that cannot be done, or that was not reached."""
+    """values: NaN, or none, for a row that cannot be done, or that was not reached."""
 
-    values: Float32s
+    values: Values
     tokens_per_s: float
     is_whole: bool  # False: given up on the way
 
 
-def values_of(model: LoadedModel, tokens: Tokens, max_batch_tokens: int) -> Float32s:
-    """[n, width], without padding; NaN for a row that cannot be done."""
+def values_of(model: LoadedModel, tokens: Tokens, max_batch_tokens: int) -> Values:
+    """Without padding; NaN, or none, for a row that cannot be done."""
     plan = planner("packed" if model.is_packed else "equal")(tokens.lengths, max_batch_tokens, None)
     return _run(model, tokens, plan, lambda _share, _rate: False).values
 
@@ -70,7 +72,7 @@ def _run(
     alone_where_full: bool = True,
     clock: Clock = time.perf_counter,
 ) -> Timed:
-    values = np.full((tokens.num_rows, model.reduction.width), np.nan, np.float32)
+    values = collector(model.reduction, tokens)
     waiting: deque[tuple[Int64s, Output | Exception]] = deque()
     total, done, begin = max(int(tokens.offsets[-1]), 1), 0, clock()
 
@@ -80,12 +82,12 @@ def _run(
         done += int(tokens.lengths[rows].sum())
         result = _result(started, rows if alone_where_full else None)
         if result is not None:
-            values[rows] = result
+            values.put(rows, result)
             return
         for row in rows if len(rows) > 1 else ():
             alone = _result(_start(model, tokens, np.array([row])), rows)
             if alone is not None:  # else an error row of the run, not its end
-                values[row] = alone
+                values.put(np.array([row]), alone)
 
     is_whole = True
     for b in range(plan.num_batches):
@@ -97,7 +99,7 @@ def _run(
                 break
     while waiting:
         collect()
-    return Timed(values, done / max(clock() - begin, 1e-9), is_whole)
+    return Timed(values.all(), done / max(clock() - begin, 1e-9), is_whole)
 
 
 def _start(model: LoadedModel, tokens: Tokens, rows: Int64s) -> Output | Exception:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from packhorse.config import EngineConfig
-from packhorse.data import Float32s, Reduction
+from packhorse.data import Reduction
 from packhorse.generation import QUANTIZED
-from packhorse.tuning.gate import Verdict, compare, default_tolerance
+from packhorse.sequences import Values
+from packhorse.tuning.gate import Verdict, compare, default_tolerance, lines
 
 LOWER = ("bf16", "fp16")
 
@@ -41,8 +42,11 @@ def tolerance_of(settings: EngineConfig, precision: str, reduction: Reduction) -
     return default_tolerance("bf16" if precision in QUANTIZED and not is_asked else precision, reduction)
 
 
-def judge(reference: Float32s, candidate: Float32s, reduction: Reduction, tolerance: float) -> Verdict:
-    """[n, width] fp32's values and the candidate's; NaN stands for a row that cannot be done."""
+def judge(of_fp32: Values, of_candidate: Values, reduction: Reduction, tolerance: float) -> Verdict:
+    """fp32's values and the candidate's; NaN, or none, stands for a row that cannot be done."""
+    reference, candidate = lines(reduction, of_fp32), lines(reduction, of_candidate)
+    if reference.shape != candidate.shape:
+        return Verdict(False, "some rows of the sample have values at one of the two precisions alone")
     if not len(reference):
         return Verdict(False, "no row of the sample can be computed")
     can_be_done = np.isfinite(reference).all(1)

@@ -7,8 +7,9 @@ The tables are first guesses, from one model (BERT-base, 110 million parameters,
 from __future__ import annotations
 
 from packhorse.batching import packed
-from packhorse.data import Int64s, ModelCost
+from packhorse.data import Int64s
 from packhorse.generation import QUANTIZED
+from packhorse.model_cost import ModelCost
 from packhorse.tuning.candidates import Candidate
 
 GFLOP_PER_TOKEN = 0.172

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import math
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from packhorse.data import is_json_text
 from packhorse.jsontext import dumps
@@ -19,8 +21,11 @@ def json_texts(field: pa.Field, column: pa.ChunkedArray) -> list[str]:
         return [value if value is not None else "null" for value in column.to_pylist()]
     if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type):
         return [text for chunk in column.chunks for text in _vector_texts(chunk)]
-    if field.type == pa.float32():
-        return [_finite(np.float32(v)) if v is not None else "null" for v in column.to_pylist()]
+    if field.type in (pa.float32(), pa.float16()):
+        number = np.dtype(field.type.to_pandas_dtype()).type
+        return [_finite(number(v)) if v is not None else "null" for v in column.to_pylist()]
+    if _is_list_of_numbers(field.type):
+        return [text for chunk in column.chunks for text in _list_texts(chunk)]
     return [dumps(v, default=foreign, ensure_ascii=False) for v in python_values(column)]
 
 
@@ -40,6 +45,25 @@ def foreign(value: Any) -> str:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _is_list_of_numbers(kind: pa.DataType) -> bool:
+    """Of float32 or float16, or of vectors of them: their digits are not those of Python's floats."""
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    inner = kind.value_type.value_type if pa.types.is_fixed_size_list(kind.value_type) else kind.value_type
+    return inner in (pa.float32(), pa.float16())
+
+
+def _list_texts(chunk: pa.ListArray) -> list[str]:
+    values = pa.chunked_array([chunk.flatten()])
+    parts = json_texts(pa.field("", chunk.type.value_type), values)
+    lengths = [n or 0 for n in pc.list_value_length(chunk).to_pylist()]
+    ends = list(accumulate(lengths, initial=0))
+    valid = chunk.is_valid().to_pylist()
+    return [
+        "[" + ", ".join(parts[a:b]) + "]" if ok else "null" for a, b, ok in zip(ends, ends[1:], valid, strict=False)
+    ]
 
 
 def _vector_texts(chunk: pa.FixedSizeListArray) -> list[str]:

@@ -10,9 +10,11 @@ import numpy as np
 
 from packhorse.backends.null.generator import NullGenerator
 from packhorse.config import EngineConfig
-from packhorse.data import Batch, Float32s, Int64s, ModelCost, ModelDescription, Reduction, TokenizerParts
+from packhorse.data import Batch, Float32s, Int64s, ModelDescription, Reduction, TokenizerParts, offsets_of
 from packhorse.errors import DeviceOutOfMemoryError, ModelError
 from packhorse.load_request import LoadRequest
+from packhorse.model_cost import ModelCost
+from packhorse.sequences import num_values
 
 PRECISIONS = ("fp32",)
 NEEDS_WEIGHTS = False
@@ -86,6 +88,10 @@ def load(request: LoadRequest) -> NullModel | NullGenerator:
     return NullModel(request.reduction)
 
 
+NULL_VOCABULARY = 1_000
+NULL_STEP = np.float32(0.37)  # between the lines of a row
+
+
 class NullModel:
     """`capacity_tokens`: a batch with more padded tokens is out of memory. `before_batch` is called with each batch."""
 
@@ -117,7 +123,7 @@ class NullModel:
             self._before_batch(batch)
         if self._capacity is not None and self.computed_tokens(batch.tokens.lengths) > self._capacity:
             raise DeviceOutOfMemoryError(f"a batch of {batch.num_rows} rows x {batch.max_seqlen} tokens does not fit")
-        return Checksums(_checksums(batch, self.reduction.width))
+        return Checksums(_made_up(batch, self.reduction))
 
     def peak_bytes(self) -> int | None:
         return None
@@ -131,6 +137,21 @@ class Checksums:
 
     def numpy(self) -> Float32s:
         return self.values
+
+
+def _made_up(batch: Batch, reduction: Reduction) -> Float32s:
+    """[N, width], as many as the reduction leaves; of sparse rows one entry each."""
+    values = _checksums(batch, reduction.width)
+    if reduction.per == "row":
+        return values
+    if reduction.per == "entry":
+        rows = np.arange(batch.num_rows, dtype=np.float32)
+        return np.column_stack([rows, np.floor(values[:, :1] * NULL_VOCABULARY), values[:, 1:2]]).astype(np.float32)
+    counts = num_values(reduction, batch.tokens, values)
+    assert counts is not None
+    number = np.arange(int(counts.sum())) - np.repeat(offsets_of(counts)[:-1], counts)
+    lines: Float32s = np.repeat(values, counts, axis=0) + number[:, None].astype(np.float32) * NULL_STEP
+    return (lines % 1).astype(np.float32)
 
 
 def _checksums(batch: Batch, width: int) -> Float32s:

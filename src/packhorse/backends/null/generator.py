@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from packhorse.data import Int32s, ModelCost, Reduction, offsets_of
+from packhorse.data import Int32s, Reduction, offsets_of
 from packhorse.errors import DeviceOutOfMemoryError
 from packhorse.generation import LENGTH, STOP, Decoding, Generated, Prompts
+from packhorse.model_cost import ModelCost
 from packhorse.stages import OnStep
 
 MAX_NEW_TOKENS = 256

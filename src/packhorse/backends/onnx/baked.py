@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packhorse.data import ModelCost, Reduction, reduction_json
+from packhorse.backends.torch.graph_values import differences
+from packhorse.data import Reduction
 from packhorse.errors import ModelError
+from packhorse.model_cost import ModelCost
 
 KEY = "packhorse"
-OUTPUT = "values"  # [B, width] float32: the reduction is inside the graph
 
 
 @dataclass(frozen=True, slots=True)
 class Baked:
-    reduction: dict[str, Any]  # as reduction_json()
+    reduction: dict[str, Any]  # as graph_json()
     precision: str
     max_length: int | None
     pad_id: int
@@ -47,14 +48,6 @@ class Baked:
 
 def check_reduction(baked: Baked, asked: Reduction, path: Path) -> None:
     """Raises ModelError where what is asked for is not what the graph was exported to do."""
-    wanted = reduction_json(asked)
-    differing = [k for k in wanted if wanted[k] != baked.reduction.get(k) and not (k == "width" and not wanted[k])]
-    if differing:
-        seen = ", ".join(f"{k} {_short(baked.reduction.get(k))}, not {_short(wanted[k])}" for k in differing)
-        raise ModelError(
-            f"{path}: was exported with {seen}; leave out the settings that change it, or export the model again"
-        )
-
-
-def _short(value: Any) -> str:
-    return "none" if value in ("", [], None) else json.dumps(value) if not isinstance(value, str) else value
+    found = differences(baked.reduction, asked)
+    if found:
+        raise ModelError(f"{path}: was exported with {found}")

@@ -13,7 +13,8 @@ from packhorse.backends.onnx.cache import NAME, cache_folder, cached
 from packhorse.backends.onnx.files import GraphFacts, choose_file, read_graph
 from packhorse.backends.onnx.needs import need
 from packhorse.backends.onnx.providers import Provider
-from packhorse.data import Reduction, reduction_json
+from packhorse.backends.torch.graph_values import graph_json
+from packhorse.data import Reduction
 from packhorse.errors import UsageError
 from packhorse.load_request import LoadRequest
 
@@ -107,5 +108,5 @@ def precision_of(facts: GraphFacts) -> str:
 
 
 def _key(request: LoadRequest, *parts: object) -> str:
-    values = [CODE, request.model_key(), reduction_json(request.reduction), request.precision, *parts]
+    values = [CODE, request.model_key(), graph_json(request.reduction), request.precision, *parts]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -16,15 +16,16 @@ from packhorse.backends.onnx.graph import Reduced, write_graph
 from packhorse.backends.onnx.proof import proof_rows, prove
 from packhorse.backends.onnx.providers import Provider
 from packhorse.backends.torch.cost import measure_cost
+from packhorse.backends.torch.graph_values import graph_json
 from packhorse.backends.torch.weights import load_weights, max_positions
-from packhorse.data import Float32s, Tokens, reduction_json
+from packhorse.data import Float32s, Tokens
 from packhorse.devices.gemm import DTYPES
 from packhorse.errors import BatchRefusedError, ModelError
 from packhorse.load_request import LoadRequest
 
 
 class Expected(NamedTuple):
-    """Rows and torch's values of each of them alone, in fp32."""
+    """Rows and torch's values of each of them alone, one after the other, in fp32, as they can be compared."""
 
     rows: Tokens
     values: Float32s
@@ -36,18 +37,20 @@ def export_checkpoint(
     """Writes folder/model.onnx. Raises ModelError where the model cannot be exported, or gives other values then."""
     source, precision, path = request.description, request.precision, folder / NAME
     dtype = DTYPES.get(precision, torch.float32)
-    module = Reduced(load_weights(source, request.reduction, dtype), request).eval()
-    limit = max_positions(module.model)
+    weights = load_weights(source, request.reduction, dtype)
+    limit = max_positions(weights)
     try:
+        module = Reduced(weights, request).eval()
         expected = _expected(module, request, limit) if dtype == torch.float32 else None
-        cost = measure_cost(module.model, source, _first_two(request.trial))
+        cost = measure_cost(module.model, source, _first_two(request.trial), request.reduction)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, BatchRefusedError) as failure:
         raise ModelError(f"{source.folder}: a trial forward of a few rows failed: {failure}") from failure
     attention, notes = _write_best(module, path, request, provider, expected)
+    notes = (*module.notes, *notes)
     if precision == "int8":
         notes += (_quantize(path, int8_method),)
     transform.label(path, Baked(
-        reduction_json(request.reduction), precision, limit, module.pad_id, cost, attention, notes, versions,
+        graph_json(request.reduction), precision, limit, module.pad_id, cost, attention, notes, versions,
     ))  # fmt: skip
 
 
@@ -59,7 +62,7 @@ def _first_two(trial: Tokens) -> torch.Tensor:
 def _expected(module: Reduced, request: LoadRequest, positions: int | None) -> Expected:
     limit = min((n for n in (request.description.max_length, positions) if n), default=None)
     rows = proof_rows(request, limit)
-    return Expected(rows, module.alone(rows))
+    return Expected(rows, np.concatenate(module.alone(rows)))
 
 
 def _write_best(

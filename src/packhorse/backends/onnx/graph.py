@@ -8,18 +8,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
 
-from packhorse.backends.onnx.baked import OUTPUT
 from packhorse.backends.onnx.needs import need
+from packhorse.backends.torch.graph_module import GraphModule, example_places
+from packhorse.backends.torch.graph_values import output_names
 from packhorse.backends.torch.quiet import quiet
-from packhorse.backends.torch.reduce import Reducer
-from packhorse.backends.torch.weights import pad_id
-from packhorse.data import Float32s, Tokens
 from packhorse.errors import ModelError
 from packhorse.load_request import LoadRequest
 
@@ -30,41 +26,12 @@ UNKNOWN = ("softcap", "s_aux", "position_bias", "cache", "alibi")
 NUM_ROWS, LENGTH = 2, 9  # of the example that is traced: neither may be 1, which would be taken for a constant
 
 
-class Reduced(nn.Module):
-    """input_ids, attention_mask and, where the model has them, token_type_ids [B, S] -> [B, width] float32."""
+class Reduced(GraphModule):
+    """What is exported."""
 
     def __init__(self, model: Any, request: LoadRequest) -> None:
-        super().__init__()
-        self.model = model
-        self.reducer = Reducer(request.reduction, "cpu")
-        self.pad_id = pad_id(model.config)
-        model.config.use_cache = False  # a cache would be an output
         has_types = any(t.type_ids is not None for t in (request.trial, request.rows))
-        self.takes_type_ids = has_types or (getattr(model.config, "type_vocab_size", 0) or 0) > 1
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
-        result = SimpleNamespace(
-            logits=getattr(output, "logits", None), last_hidden_state=getattr(output, "last_hidden_state", None)
-        )
-        values: torch.Tensor = self.reducer(result, attention_mask.sum(1))
-        return values
-
-    def alone(self, tokens: Tokens) -> Float32s:
-        """[n, width] of each row alone, by torch."""
-        rows = []
-        with torch.inference_mode():
-            for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
-                ids = torch.from_numpy(tokens.ids[start:end].astype("int64"))[None]
-                types = torch.zeros_like(ids)
-                if tokens.type_ids is not None:
-                    types = torch.from_numpy(tokens.type_ids[start:end].astype("int64"))[None]
-                rows.append(self(ids, torch.ones_like(ids), types if self.takes_type_ids else None))
-        values: Float32s = torch.cat(rows).numpy()
-        return values
+        super().__init__(model, request, has_types or (getattr(model.config, "type_vocab_size", 0) or 0) > 1)
 
 
 def write_graph(module: Reduced, path: Path, fused: bool) -> None:
@@ -77,7 +44,7 @@ def write_graph(module: Reduced, path: Path, fused: bool) -> None:
                 module.model.set_attn_implementation(attention)
             program = torch.onnx.export(
                 module, (), kwargs=_example(module), dynamo=True, dynamic_shapes=_dynamic(module), verbose=False,
-                output_names=[OUTPUT],
+                output_names=list(output_names(module.reducer.reduction)),
             )  # fmt: skip
             size = sum(p.numel() * p.element_size() for p in module.parameters())
             program.save(str(path), external_data=size > LARGEST_FILE)  # type: ignore[union-attr]
@@ -92,13 +59,14 @@ def _example(module: Reduced) -> dict[str, torch.Tensor]:
     mask = torch.ones_like(ids)
     mask[1, LENGTH - 3 :], ids[1, LENGTH - 3 :] = 0, module.pad_id
     example = {"input_ids": ids, "attention_mask": mask}
-    return example | ({"token_type_ids": torch.zeros_like(ids)} if module.takes_type_ids else {})
+    example |= {"token_type_ids": torch.zeros_like(ids)} if module.takes_type_ids else {}
+    return example | example_places(module.reducer.reduction)
 
 
 def _dynamic(module: Reduced) -> dict[str, Any]:
     """DYNAMIC, not AUTO: where a dimension would be taken for a constant, the export has to fail."""
     dim = torch.export.Dim.DYNAMIC
-    return {name: {0: dim, 1: dim} for name in _example(module)}
+    return {name: dict.fromkeys(range(tensor.ndim), dim) for name, tensor in _example(module).items()}
 
 
 @contextlib.contextmanager

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from packhorse.backends.onnx.baked import OUTPUT
-from packhorse.backends.onnx.feeds import feeds, input_types
-from packhorse.backends.onnx.providers import Provider, open_session
+from packhorse.backends.onnx.providers import Provider
+from packhorse.backends.onnx.session import Session, own_reading
 from packhorse.data import Batch, Float32s, Tokens, offsets_of
 from packhorse.errors import ModelError
 from packhorse.load_request import LoadRequest
 from packhorse.packing.probe import TOLERANCE, error, probe_rows
+from packhorse.sequences import comparable
 
 # One token, and as long as common models go: what a graph does with either shows only there.
 LENGTHS = (1, 512)
@@ -23,27 +23,29 @@ def proof_rows(request: LoadRequest, max_length: int | None) -> Tokens:
     rows = probe_rows(request.trial, request.rows, max_length)
     lengths = np.array([min(n, max_length or n) for n in LENGTHS])
     where = np.concatenate([np.arange(n) % len(rows.ids) for n in lengths])
-    types = None if rows.type_ids is None else np.concatenate([rows.type_ids, rows.type_ids[where]])
+    types, targets = (None if x is None else np.concatenate([x, x[where]]) for x in (rows.type_ids, rows.targets))
     return Tokens(
-        np.concatenate([rows.ids, rows.ids[where]]), offsets_of(np.concatenate([rows.lengths, lengths])), types
+        np.concatenate([rows.ids, rows.ids[where]]), offsets_of(np.concatenate([rows.lengths, lengths])), types, targets
     )
 
 
 def prove(path: Path, rows: Tokens, expected: Float32s, request: LoadRequest, provider: Provider, pad_id: int) -> None:
-    """expected: [n, width], torch's values of each row alone. Raises ModelError where the graph has others."""
-    session = open_session(path, provider, request.device, request.precision, request.threads)
-    types = input_types(session, path)
+    """expected: torch's values of each row alone, one after the other. Raises ModelError where the graph has others."""
+    reduction = request.reduction
+    session = Session(path, own_reading(reduction), pad_id, request, provider)
     values = []
     for row in range(rows.num_rows):
         try:
-            outputs = session.run([OUTPUT], feeds(Batch(rows.take(np.array([row]))), types, pad_id))
+            values.append(comparable(reduction, session(Batch(rows.take(np.array([row]))))))
         except Exception as failure:
             raise ModelError(
                 f"the exported graph fails on a row of {rows.lengths[row]} tokens: {str(failure).splitlines()[0]}"
             ) from failure
-        values.append(outputs[0])
+    found = np.concatenate(values)
+    if found.shape != expected.shape:
+        raise ModelError(f"the exported graph gives values of shape {found.shape}, torch {expected.shape}")
     is_defined = np.isfinite(expected).all(1)  # of a row that is all prompt, pooling leaves nothing
-    difference = error(expected[is_defined], np.concatenate(values)[is_defined])
+    difference = error(expected[is_defined], found[is_defined])
     if not difference <= TOLERANCE["fp32"]:
         raise ModelError(
             f"the exported graph differs from torch by {difference:.2g} of the spread of {rows.num_rows} rows "

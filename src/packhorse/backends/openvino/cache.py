@@ -18,7 +18,7 @@ from typing import Any
 from packhorse.backends.openvino.files import BIN, XML, Found
 from packhorse.backends.openvino.packages import import_openvino
 from packhorse.backends.openvino.record import Record, read_record
-from packhorse.data import reduction_json
+from packhorse.backends.torch.graph_values import graph_json
 from packhorse.devices import host
 from packhorse.errors import ModelError
 from packhorse.load_request import LoadRequest
@@ -36,7 +36,7 @@ def cache_key(request: LoadRequest, weights: str) -> str:
     """Of all that the graph is made from. weights: float, for fp32 and bf16 alike, or int8."""
     names = ("openvino", "torch", "transformers", *(["nncf"] if weights == "int8" else []))
     parts = {
-        "code": CODE, "model": request.model_key(), "reduction": reduction_json(request.reduction), "weights": weights,
+        "code": CODE, "model": request.model_key(), "reduction": graph_json(request.reduction), "weights": weights,
         "task": request.description.task, "versions": {name: version(name) for name in names},
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 from packhorse.backends.openvino.graph_cost import graph_cost
 from packhorse.backends.openvino.packages import import_openvino
 from packhorse.backends.openvino.record import Record, check_reduction, read_record
+from packhorse.backends.torch.graph_values import HIDDEN, MODEL_OUTPUTS
 from packhorse.data import ModelDescription
 from packhorse.errors import HostileModelError, ModelError
 from packhorse.load_request import LoadRequest
 
 XML, BIN = "openvino_model.xml", "openvino_model.bin"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PLACES = ("places", "targets")  # of graphs of ours, whose head is called on some tokens
 
 
 class Found(NamedTuple):
@@ -38,8 +40,9 @@ def find_in_folder(request: LoadRequest) -> Found:
         model = import_openvino().Core().read_model(place / XML, place / BIN)
     except RuntimeError as error:
         raise ModelError(f"{place / XML}: cannot be read by OpenVINO: {_brief(error)}") from error
-    _check_inputs(model, place / XML)
-    record = read_record(place) or _record_of_strangers(model, request)
+    record = read_record(place)
+    _check_inputs(model, place / XML, INPUTS if record is None else (*INPUTS, *PLACES))
+    record = record or _record_of_strangers(model, request)
     check_reduction(record, request)
     return Found(model, record)
 
@@ -60,21 +63,22 @@ def has_weights(description: ModelDescription) -> bool:
     return description.source != "graph" and any(description.folder.glob("*.safetensors"))
 
 
-def output_index(model: Any, record: Record, kind: str) -> int:
-    """Which output is read: the only one of ours; of others' logits or hidden states. Raises ModelError."""
+def output_indices(model: Any, record: Record, kind: str, own: tuple[str, ...]) -> dict[str, int]:
+    """Which outputs are read, by name: of our graphs `own`, of others' the model's own. Raises ModelError."""
+    here = {name: i for i, output in enumerate(model.outputs) for name in output.get_names()}
     if record.reduction is not None:
-        return 0
-    wanted = ("logits",) if kind == "classify" else ("last_hidden_state", "token_embeddings")
-    for i, output in enumerate(model.outputs):
-        if output.get_names() & set(wanted):
-            return i
-    names = sorted(n for output in model.outputs for n in output.get_names())
-    raise ModelError(f"{XML}: none of its outputs ({', '.join(names)}) is {' or '.join(wanted)}; is --task right?")
+        return {name: here.get(name, i) for i, name in enumerate(own)}
+    choices = MODEL_OUTPUTS.get(kind, ())
+    found = next((names for names in choices if set(names) <= here.keys()), None)
+    if found is None:
+        wanted = " or ".join(" and ".join(names) for names in choices)
+        raise ModelError(f"{XML}: none of its outputs ({', '.join(sorted(here))}) is {wanted}; is --task right?")
+    return {field: here[name] for field, name in zip(HIDDEN[0] if found in HIDDEN else found, found, strict=True)}
 
 
 def input_names(model: Any) -> tuple[str, ...]:
     """By the names of transformers, in the graph's order."""
-    return tuple(next((n for n in INPUTS if n in i.get_names()), i.get_any_name()) for i in model.inputs)
+    return tuple(next((n for n in (*INPUTS, *PLACES) if n in i.get_names()), i.get_any_name()) for i in model.inputs)
 
 
 def _place(folder: Path) -> Path | None:
@@ -90,8 +94,8 @@ def _check_inside(path: Path, request: LoadRequest) -> None:
         raise HostileModelError(f"{path}: a link that leaves the model's folder")
 
 
-def _check_inputs(model: Any, path: Path) -> None:
-    unknown = [name for name in input_names(model) if name not in INPUTS]
+def _check_inputs(model: Any, path: Path, known: tuple[str, ...]) -> None:
+    unknown = [name for name in input_names(model) if name not in known]
     if unknown or "input_ids" not in input_names(model):
         raise ModelError(f"{path}: takes {', '.join(input_names(model))}; supported are {', '.join(INPUTS)}")
 

@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from packhorse.backends.torch.meta import attention_cost
-from packhorse.data import ModelCost, ModelDescription
+from packhorse.data import ModelDescription
+from packhorse.model_cost import ModelCost
 
 ROWS, LENGTH = 3, 7  # of the shape that tells layers run once a token from those run once a row
 

@@ -66,7 +66,8 @@ class OpenVINOModel:
         self.cost, self.max_length = found.record.cost, found.record.max_length
         self.weight_bytes = weight_bytes(found.model)
         self._precision = request.precision
-        self._runner, self.notes = choose_streams(lambda streams: self._compiled(found, streams), request)
+        self._runner, notes = choose_streams(lambda streams: self._compiled(found, streams), request)
+        self.notes = (*found.record.notes, *notes)
         self.in_flight = 2 * self._runner.streams.count  # so that a stream that is done finds its next batch waiting
         try:
             self.pads_safely = self._pads_safely(request.trial)
@@ -78,16 +79,19 @@ class OpenVINOModel:
 
     def _pads_safely(self, trial: Tokens) -> bool:
         """Whether rows of different lengths in one padded batch have the outputs that they have alone."""
-        alone = self._runner.values_alone(trial)
+        first = self.forward(Batch(trial.take(np.array([0])))).numpy().shape[1]
         width = self.reduction.width
-        if width and alone.shape[1] != width:
-            raise ModelError(f"the model gives {alone.shape[1]} values a row; its config says {width}")
+        if width and first != width:
+            raise ModelError(f"the model gives {first} values a {self.reduction.per}; its config says {width}")
+        self.reduction = dataclasses.replace(self.reduction, width=first)
+        alone = np.concatenate(self._runner.alone(trial))
         try:
-            together = self.forward(Batch(trial)).numpy()
+            together = self._runner.comparable(Batch(trial))
         except BatchRefusedError:
             return False
-        scale = max(float(np.abs(alone).max()), 1e-6)
-        return bool(np.abs(together - alone).max() <= PARITY[self._precision] * scale)
+        scale = max(float(np.abs(alone).max(initial=0.0)), 1e-6)
+        is_equal = together.shape == alone.shape
+        return bool(is_equal and np.abs(together - alone).max(initial=0.0) <= PARITY[self._precision] * scale)
 
     def computed_tokens(self, lengths: Int64s) -> int:
         return int(lengths.max(initial=0)) * len(lengths)

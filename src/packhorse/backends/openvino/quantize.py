@@ -44,7 +44,8 @@ def _calibration(found: Found, request: LoadRequest) -> list[dict[str, Any]]:
     count = min(tokens.num_rows, MAX_ROWS)
     chosen = np.linspace(0, tokens.num_rows - 1, count).astype(np.int64)
     names = input_names(found.model)
-    return [model_inputs(Batch(tokens.take(chosen[i : i + 1])), names, found.record.pad_id) for i in range(count)]
+    rows = (Batch(tokens.take(chosen[i : i + 1])) for i in range(count))
+    return [model_inputs(row, names, found.record.pad_id, request.reduction) for row in rows]
 
 
 def _made_up(request: LoadRequest) -> Tokens:

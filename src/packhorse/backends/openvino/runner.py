@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from packhorse.backends.openvino.files import Found, input_names, output_index
+from packhorse.backends.openvino.files import Found, input_names, output_indices
 from packhorse.backends.openvino.packages import import_openvino
+from packhorse.backends.torch.graph_module import reduce_on_host
+from packhorse.backends.torch.graph_values import output_names, place_inputs, values_of
 from packhorse.backends.torch.reduce import Reducer
 from packhorse.data import Batch, Float32s, Int64s, Reduction, Tokens
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError, ModelError
+from packhorse.sequences import attended, comparable
 
 # A graph of dynamic shapes keeps what it prepared for each shape; OpenVINO's own limit of 5,000 entries, a dozen or
 # so a shape, was 250 MB after 400 shapes of a MiniLM and still growing.
@@ -36,7 +39,8 @@ class Runner:
         self.streams = streams
         self.record = found.record
         self._names = input_names(found.model)
-        self._output = output_index(found.model, found.record, reduction.kind)
+        self._reduction = reduction
+        self._outputs = output_indices(found.model, found.record, reduction.kind, output_names(reduction))
         self._reducer = Reducer(reduction, "cpu") if found.record.reduction is None else None
         try:
             self.compiled = openvino.Core().compile_model(found.model, "CPU", compile_config(precision, streams))
@@ -47,7 +51,7 @@ class Runner:
 
     def forward(self, batch: Batch) -> PendingValues:
         """Returns at once. Raises BatchRefusedError where the graph has no use for the batch's token types."""
-        inputs = model_inputs(batch, self._names, self.record.pad_id)
+        inputs = model_inputs(batch, self._names, self.record.pad_id, self._reduction)
         try:
             request = self._free.pop()
         except IndexError:
@@ -60,23 +64,24 @@ class Runner:
         return PendingValues(self, request, batch)
 
     def wait(self, request: Any, batch: Batch) -> Float32s:
-        """[rows, width], the runner's no longer. Raises DeviceOutOfMemoryError or BatchRefusedError."""
+        """[N, width], the runner's no longer. Raises DeviceOutOfMemoryError or BatchRefusedError."""
         try:
             request.wait()
-            values = np.array(request.get_output_tensor(self._output).data, np.float32)
+            outputs = {name: np.array(request.get_output_tensor(i).data) for name, i in self._outputs.items()}
         except (RuntimeError, MemoryError) as error:
             raise self._failure(request, batch, error) from error
         self._recycle(request)
         if self._reducer is None:
-            return values
-        from packhorse.backends.openvino.graph import reduce_outside
+            return values_of(self._reduction, list(outputs.values()), batch)
+        return reduce_on_host(self._reducer, outputs, batch)
 
-        return reduce_outside(self._reducer, values, batch.tokens.lengths)
+    def comparable(self, batch: Batch) -> Float32s:
+        """Values that can be held against those of another way."""
+        return comparable(self._reduction, self.forward(batch).numpy())
 
-    def values_alone(self, tokens: Tokens) -> Float32s:
-        """[rows, width], each row in a batch of its own."""
-        rows = (Batch(tokens.take(np.array([i]))) for i in range(tokens.num_rows))
-        return np.concatenate([self.forward(row).numpy() for row in rows])
+    def alone(self, tokens: Tokens) -> list[Float32s]:
+        """Of each row in a batch of its own, what can be compared."""
+        return [self.comparable(Batch(tokens.take(np.array([i])))) for i in range(tokens.num_rows)]
 
     def close(self) -> None:
         """Waits for what is still running: it reads arrays of ours."""
@@ -136,16 +141,19 @@ def compile_config(precision: str, streams: Streams) -> dict[str, Any]:
     }
 
 
-def model_inputs(batch: Batch, names: tuple[str, ...], pad_id: int) -> dict[str, Int64s]:
-    """[B, S] each, padded on the right, for the inputs that the graph has."""
+def model_inputs(batch: Batch, names: tuple[str, ...], pad_id: int, reduction: Reduction) -> dict[str, Int64s]:
+    """[B, S] each, padded on the right, and what the reduction is told beside them, for the inputs that the graph has.
+    Raises BatchRefusedError."""
     ids, mask, type_ids = batch.padded(pad_id)
     if type_ids is not None and "token_type_ids" not in names and type_ids.any():
         raise BatchRefusedError("the rows have token types, and the converted model takes none")
     inputs = {
         "input_ids": ids,
-        "attention_mask": mask.astype(np.int64),
+        "attention_mask": attended(reduction, ids, mask).astype(np.int64),
         "token_type_ids": np.zeros_like(ids) if type_ids is None else type_ids,
     }
+    if not inputs.keys() >= set(names):
+        inputs |= place_inputs(reduction, batch)
     return {name: inputs[name] for name in names}
 
 

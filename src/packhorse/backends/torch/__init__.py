@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from packhorse.config import EngineConfig
 from packhorse.data import ModelDescription, TokenizerParts, Tokens
@@ -133,22 +135,40 @@ def known_ceilings(device: str, threads: int) -> measured.Ceilings | None:
 
 
 def load_tokenizer(description: ModelDescription) -> TokenizerParts:
-    """transformers' own tokenizer of the model, its Rust part, and whether the model takes token types."""
-    from transformers import AutoTokenizer
+    """transformers' own tokenizer of the model, its Rust part, and whether the model takes token types. Raises
+    ModelError."""
+    from packhorse.backends.torch.marian import is_marian, load_marian
 
-    from packhorse.backends.torch.quiet import quiet
-
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                description.folder, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise ModelError(f"{description.folder}: its tokenizer cannot be loaded: {error}") from error
+    if is_marian(description.folder):
+        return load_marian(description.folder)
+    tokenizer = _tokenizer(description.folder)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(f"{description.folder}: {type(tokenizer).__name__} has no fast version, which packhorse needs")
     takes_type_ids = "token_type_ids" in tokenizer.model_input_names
     return TokenizerParts(tokenizer.backend_tokenizer, takes_type_ids, tokenizer.truncation_side)
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    from packhorse.backends.torch.quiet import quiet
+    from packhorse.backends.torch.t5 import is_t5, load_t5
+
+    with quiet():
+        try:
+            if is_t5(folder):
+                return load_t5(folder)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+            raise ModelError(f"{folder}: its tokenizer cannot be loaded: {error}{_to_convert(folder)}") from error
+
+
+def _to_convert(folder: Path) -> str:
+    """What to do where there are SentencePiece's files alone: transformers' own message asks for another package."""
+    files = [path.name for pattern in ("*.model", "*.spm") for path in sorted(folder.glob(pattern))]
+    if not files or (folder / "tokenizer.json").is_file() or find_spec("sentencepiece") is not None:
+        return ""
+    return f". It has {files[0]} and no tokenizer.json; pip install sentencepiece protobuf, so that it can be converted"
 
 
 def load(request: LoadRequest) -> LoadedModel | Generator:

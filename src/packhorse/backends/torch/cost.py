@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,32 +12,49 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from packhorse.data import AttentionCost, ModelCost, ModelDescription
+from packhorse.data import ModelDescription, Reduction
+from packhorse.model_cost import AttentionCost, ModelCost
 
 ROWS = 2
 PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "baddbmm"})
 
 
-def measure_cost(model: Any, description: ModelDescription, ids: torch.Tensor) -> ModelCost:
+def measure_cost(
+    model: Any, description: ModelDescription, ids: torch.Tensor, reduction: Reduction | None = None
+) -> ModelCost:
     """2 FLOPs a weight and position for linear layers; 2 a multiplication for the products of attention.
 
     ids: [2, S], S > 1, on any device, meta too. A forward of them tells which layers run once a token (2 x S positions)
     and which once a row (2), and how wide the attention of every layer is. Of attention the pairs of tokens count that
     the masks leave: see AttentionCost. Embedding look-ups, norms and activations count 0, as in the usual model-FLOPs
-    utilization (PaLM, appendix B).
+    utilization (PaLM, appendix B). reduction: where the head is called on some of the tokens alone (_reading).
     """
     linear = {ids.numel(): 0.0, ROWS: 0.0}
+    body, of_head = set(model.base_model.modules()), 0.0
 
     def count(module: Any, args: tuple[Any, ...], _output: Any) -> None:
-        positions = args[0].shape[:-1].numel()
+        nonlocal of_head
+        positions, flops = args[0].shape[:-1].numel(), 2.0 * _num_weights(module)
         if positions in linear:
-            linear[positions] += 2.0 * _num_weights(module)
+            linear[positions] += flops
+        if positions == ids.numel() and module not in body:
+            of_head += flops
 
     watch = _AttentionWatch(model.config, ids.shape[1], 4.0 * description.attention_width)
     with _hooked(_linear_layers(model), count), watch.hooked(model), watch, torch.inference_mode():
         model(input_ids=ids)
     attention = watch.found() or full_attention(description)
-    return ModelCost(linear[ids.numel()], linear[ROWS], attention)
+    return _reading(ModelCost(linear[ids.numel()], linear[ROWS], attention), of_head, reduction)
+
+
+def _reading(cost: ModelCost, of_head: float, reduction: Reduction | None) -> ModelCost:
+    """The cost where a head of that many FLOPs a token is called on one token a row (mask tokens: a row with several
+    counts as if it had one), or on all but one (what a causal model scores)."""
+    if reduction is None or not reduction.reads_vocabulary or reduction.kind == "sparse":
+        return cost
+    if reduction.per == "token":
+        return replace(cost, per_row=cost.per_row - of_head)
+    return replace(cost, per_token=cost.per_token - of_head, per_row=cost.per_row + of_head)
 
 
 def full_attention(description: ModelDescription) -> tuple[AttentionCost, ...]:

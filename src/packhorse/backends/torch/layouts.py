@@ -14,6 +14,7 @@ from packhorse.backends.torch.weights import pad_id
 from packhorse.data import Batch, Int64s, offsets_of
 from packhorse.packing.heads import PackedModel, Reads, position_table
 from packhorse.packing.pack import Pack, row_positions, runs_of
+from packhorse.sequences import attended
 
 
 class Layout(Protocol):
@@ -24,15 +25,50 @@ class Layout(Protocol):
 
 
 class Padded:
+    """Heads as wide as the vocabulary are called on the tokens that need them, all others by the model's forward."""
+
     def __init__(self, model: Any, reducer: Reducer, device: str, attention: str) -> None:
         self._model, self._reducer, self._device, self._pinned = model, reducer, device, Pinned(attention)
         self._pad_id = pad_id(model.config)
+        self._apart = PackedModel(model)
+        self.calls_head_apart = reducer.reduction.reads_vocabulary
 
     def __call__(self, batch: Batch, copies: Copies | None = None) -> torch.Tensor:
         inputs, lengths = self._moved(batch, copies)
         with torch.inference_mode(), self._pinned:
+            if self._reducer.reduction.reads_vocabulary:
+                return self._on_vocabulary(inputs, lengths, self.calls_head_apart)
             values: torch.Tensor = self._reducer(self._model(**inputs), lengths)
         return values
+
+    def plain(self, batch: Batch, copies: Copies | None = None) -> torch.Tensor:
+        """By the model's own forward, from the logits of all tokens where its head is as wide as the vocabulary."""
+        if not self._reducer.reduction.reads_vocabulary:
+            return self(batch, copies)
+        inputs, lengths = self._moved(batch, copies)
+        with torch.inference_mode(), self._pinned:
+            return self._on_vocabulary(inputs, lengths, apart=False)
+
+    def _on_vocabulary(self, inputs: dict[str, torch.Tensor], lengths: torch.Tensor, apart: bool) -> torch.Tensor:
+        places, targets = inputs.pop("places"), inputs.pop("targets")
+        values = (self._hidden(inputs) if apart else self._model(**inputs).logits).to(lengths.device)
+        is_token = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+        head = self._apart.logits if apart else _as_they_are
+        return self._reducer.vocabulary(values[is_token], lengths, places, targets, head)
+
+    def logits(self, batch: Batch, apart: bool) -> torch.Tensor:
+        """[n, V] of every second token of a row: by the model's own forward, or by its head on these tokens alone."""
+        inputs, _ = self._moved(batch, None)
+        inputs = {name: inputs[name] for name in inputs if name not in ("places", "targets")}
+        with torch.inference_mode(), self._pinned:
+            if apart:
+                return self._apart.logits(self._hidden(inputs)[0, ::2])
+            logits: torch.Tensor = self._model(**inputs).logits[0, ::2]
+            return logits
+
+    def _hidden(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[B, S, H]."""
+        return self._apart.padded_hidden(inputs)
 
     def computed_tokens(self, lengths: Int64s) -> int:
         return int(lengths.max(initial=0)) * len(lengths)
@@ -53,29 +89,38 @@ class Padded:
         """input_ids, and attention_mask only where there is padding: SDPA without a mask is faster."""
         ids, mask, type_ids = batch.padded(self._pad_id)
         arrays: dict[str, np.ndarray] = {"input_ids": ids}
+        mask = attended(self._reducer.reduction, ids, mask)
         if not mask.all():
             arrays["attention_mask"] = mask.astype(np.int64)
         if type_ids is not None:
             arrays["token_type_ids"] = type_ids
-        return arrays
+        return arrays | self._reducer.inputs(batch)
 
 
 class Compiled(Padded):
-    """Through torch.compile, once for all shapes but batches of one row. On a CPU with frozen weights, which are packed
+    """Through torch.compile, once for all shapes but batches of one row; where the head is as wide as the vocabulary,
+    the body alone, for such a head is called on a few tokens at a time. On a CPU with frozen weights, which are packed
     for oneDNN's products: most of the gain there."""
 
     def __init__(self, model: Any, reducer: Reducer, device: str, attention: str) -> None:
         super().__init__(model, reducer, device, attention)
         options = {"freezing": True} if device == "cpu" else None
-        self._compiled = torch.compile(model, dynamic=True, options=options)
+        whole = model if not reducer.reduction.reads_vocabulary else model.base_model
+        self._compiled = torch.compile(whole, dynamic=True, options=options)
 
     def __call__(self, batch: Batch, copies: Copies | None = None) -> torch.Tensor:
         # Made out here: tensors of inference mode are compiled for anew. Apart: where a view begins in its memory is
         # one more thing that compiled code may hold fast.
         inputs, lengths = self._moved(batch, copies, apart=True)
         with torch.inference_mode(), self._pinned:
+            if self._reducer.reduction.reads_vocabulary:
+                return self._on_vocabulary(inputs, lengths, apart=True)
             values: torch.Tensor = self._reducer(self._compiled(**inputs), lengths)
         return values
+
+    def _hidden(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        hidden: torch.Tensor = self._compiled(**self._apart.taken(inputs))[0]
+        return hidden
 
     def _arrays(self, batch: Batch) -> dict[str, np.ndarray]:
         """Always with a mask, for without one the code is another."""
@@ -94,8 +139,14 @@ class Packed:
     def __call__(self, batch: Batch, copies: Copies | None = None) -> torch.Tensor:
         moved = (copies or Plain(self._device)).to_device(self._arrays(batch))
         pack = self._pack(batch.tokens.lengths, moved)
+        reduction = self._reducer.reduction
         with torch.inference_mode():
             hidden = self._model.hidden(moved["ids"], moved.get("type_ids"), moved["positions"], pack)
+            if reduction.reads_vocabulary:
+                places, targets = moved["places"], moved["targets"]
+                return self._reducer.vocabulary(hidden, moved["lengths"], places, targets, self._model.logits)
+            if reduction.per == "token":
+                return self._reducer.packed(hidden, pack, lambda: self._model.of_tokens(hidden))
             return self._reducer.packed(hidden, pack, lambda: self._model.head(hidden, pack, moved["ids"]))
 
     def computed_tokens(self, lengths: Int64s) -> int:
@@ -103,7 +154,7 @@ class Packed:
 
     def _arrays(self, batch: Batch) -> dict[str, np.ndarray]:
         tokens = batch.tokens
-        arrays: dict[str, np.ndarray] = {
+        arrays: dict[str, np.ndarray] = self._reducer.inputs(batch) | {
             "ids": tokens.ids.astype(np.int64),
             "positions": row_positions(tokens.ids, tokens.lengths, self._padding_idx),
             "lengths": np.ascontiguousarray(tokens.lengths, np.int64),
@@ -121,3 +172,8 @@ def to_device(array: np.ndarray, device: str) -> torch.Tensor:
     """Outside a forward of values: nobody counts it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor.to(device)
+
+
+def _as_they_are(logits: torch.Tensor) -> torch.Tensor:
+    """In the place of a head whose logits are there."""
+    return logits

@@ -9,7 +9,7 @@ import torch
 
 from packhorse.backends.torch.attention import implementation
 from packhorse.backends.torch.parallel.shares import is_cut, local_bytes
-from packhorse.backends.torch.placement import Placer, first_device, offloaded, placed, placement_note
+from packhorse.backends.torch.placement import Placer, device_map_of, first_device, offloaded, placed, placement_note
 from packhorse.backends.torch.quantization.choice import BITSANDBYTES
 from packhorse.backends.torch.quantization.loading import QuantizedLoading, quantized_loading
 from packhorse.backends.torch.quantization.memory import weight_bytes
@@ -38,6 +38,11 @@ class LoadedWeights(NamedTuple):
     is_split: bool
     notes: tuple[str, ...]
     placer: Placer
+
+    @property
+    def device_map(self) -> dict[str, str] | None:
+        """Where --device-map put every module."""
+        return device_map_of(self.model) if self.placer.has_map else None
 
     @property
     def num_bytes(self) -> int:

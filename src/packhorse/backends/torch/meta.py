@@ -10,8 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from packhorse.backends.torch.cost import ROWS, full_attention, measure_cost
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.weights import pad_id
-from packhorse.data import AttentionCost, ModelCost, ModelDescription
+from packhorse.data import ModelDescription
 from packhorse.errors import ModelError
+from packhorse.model_cost import AttentionCost, ModelCost
 
 LENGTH = 5  # tokens of the rows that are run; any number gives the same cost
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError, OSError)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future
 
 import numpy as np
 import torch
 
 from packhorse.backends.torch.attention import check_attention
 from packhorse.backends.torch.cost import measure_cost
+from packhorse.backends.torch.head_proof import check_head
 from packhorse.backends.torch.int8 import quantize
 from packhorse.backends.torch.layouts import Compiled, Layout, Packed, Padded
 from packhorse.backends.torch.loading import Loaded, load_on_devices
@@ -27,6 +29,7 @@ from packhorse.packing.heads import READS, Reads
 from packhorse.packing.linear import is_available
 from packhorse.packing.prepack import prepack
 from packhorse.packing.probe import TOLERANCE, error, probe_rows
+from packhorse.sequences import comparable
 from packhorse.stages import Output
 
 # Largest difference between a row alone and in a padded batch, as a share of the largest value.
@@ -48,6 +51,7 @@ class TorchModel:
         self._weights = load_on_devices(request, generates=False, loaded=loaded)
         self._model, self._base, self.device = self._weights.model, self._weights.base, self._weights.device
         self.notes += self._weights.notes
+        self.device_map = self._weights.device_map
         self.max_length = max_positions(self._model)
         self.reduction = dataclasses.replace(request.reduction)
         self._reducer = Reducer(request.reduction, self.device)
@@ -70,6 +74,10 @@ class TorchModel:
     def forward(self, batch: Batch) -> Output:
         return self._workers.submit(self._layout, batch)
 
+    def on_device(self, batch: Batch) -> torch.Tensor | Future[torch.Tensor]:
+        """As forward(), but the values stay on the device; nothing waits for it."""
+        return self._workers.on_device(self._layout, batch)
+
     def peak_bytes(self) -> int | None:
         return torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else None
 
@@ -83,7 +91,10 @@ class TorchModel:
     def _try_out(self, request: LoadRequest) -> None:
         """Finds the fastest layout that gives each row the output that it has alone."""
         first_two = Batch(request.trial.take(np.array([0, 1])))
-        self.cost = measure_cost(self._model, request.description, self._padded.inputs(first_two)["input_ids"])
+        ids = self._padded.inputs(first_two)["input_ids"]
+        self.cost = measure_cost(self._model, request.description, ids, self.reduction)
+        if self.reduction.reads_vocabulary:
+            self.notes += check_head(self._padded, self._model, self.reduction, request, self._base)
         self.pads_safely = self._pads_safely(request)
         longest = _least(request.description.max_length, self.max_length, request.longest)
         rows = probe_rows(request.trial, request.rows, longest, self._model.config.pad_token_id)
@@ -105,7 +116,9 @@ class TorchModel:
             why = f"{request.precision} runs in kernels of its own" if self.pads_safely else "outputs change with it"
             raise ModelError(f"{folder}: --compile runs padded batches, and {why}; leave it out")
         self._layout = Compiled(self._model, self._reducer, self.device, self.attention)
-        together = self.forward(Batch(rows)).numpy()  # several rows first: sizes of one are compiled by themselves
+        together = self._values(
+            self.forward(Batch(rows))
+        )  # several rows first: sizes of one are compiled by themselves
         few = np.arange(min(3, rows.num_rows))
         for some in (few, few[:1], np.array([int(rows.lengths.argmax())])):
             self.forward(Batch(rows.take(some))).numpy()
@@ -117,6 +130,9 @@ class TorchModel:
         """Packed, if that is right for this model; else a note why not."""
         if len(execution_devices(self._model)) > 1:
             self.notes += ("padded: the boundaries of packed rows lie on one device, and the layers on several",)
+            return
+        if self.reduction.unattended_id >= 0:
+            self.notes += ("padded: a query's mask tokens look at the others, and none at them",)
             return
         packed_attention.register()
         before = self._model.config._attn_implementation
@@ -139,7 +155,7 @@ class TorchModel:
         errors = []
         for reads in candidates:
             layout = Packed(self._model, self._reducer, self.device, reads, kernel)
-            errors.append(error(alone, self._workers.submit(layout, Batch(rows)).numpy()))
+            errors.append(error(alone, self._values(self._workers.submit(layout, Batch(rows)))))
             if errors[-1] <= TOLERANCE[self._base]:
                 return layout
         return f"packed, rows differ from each row alone by {min(errors):.2g} of their spread"
@@ -176,8 +192,9 @@ class TorchModel:
 
     def _difference(self, rows: Tokens, alone: Float32s, num_trial: int) -> float:
         if self.is_packed:
-            return error(alone, self.forward(Batch(rows)).numpy())
-        return error(alone[:num_trial], self._alone(rows.take(np.arange(num_trial))))
+            return error(alone, self._values(self.forward(Batch(rows))))
+        again = self._alone(rows.take(np.arange(num_trial)))
+        return error(alone[: len(again)], again)
 
     def _pads_safely(self, request: LoadRequest) -> bool:
         """Whether rows of different lengths in one padded batch have the outputs that they have alone.
@@ -187,7 +204,7 @@ class TorchModel:
         """
         alone = self._alone(request.trial)
         try:
-            together = self.forward(Batch(request.trial)).numpy()
+            together = self._values(self.forward(Batch(request.trial)))
         except BatchRefusedError:
             return False
         except RuntimeError:
@@ -198,9 +215,14 @@ class TorchModel:
         return bool(np.abs(together - alone).max() <= PARITY[self._base] * scale)
 
     def _alone(self, rows: Tokens) -> Float32s:
-        """[n, width] each row by itself, as transformers computes it."""
-        outputs = [self.forward(Batch(rows.take(np.array([i])))) for i in range(rows.num_rows)]
-        return np.concatenate([output.numpy() for output in outputs])
+        """[N, width] each row by itself, as transformers computes it: by the model's own forward."""
+        run = self._padded.plain if self.reduction.reads_vocabulary else self._layout
+        outputs = [self._workers.submit(run, Batch(rows.take(np.array([i])))) for i in range(rows.num_rows)]
+        return np.concatenate([self._values(output) for output in outputs])
+
+    def _values(self, output: Output) -> Float32s:
+        """That can be held against those of another way."""
+        return comparable(self.reduction, output.numpy())
 
 
 def _workers(request: LoadRequest, device: str) -> Workers:

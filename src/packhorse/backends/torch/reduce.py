@@ -1,4 +1,4 @@
-"""A Reduction on the device: class scores, or one pooled and projected vector a row. Always in float32."""
+"""A Reduction on the device: what is left of hidden states or of a head's output. Always in float32."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
-from packhorse.data import DenseLayer, Reduction
+from packhorse.backends.torch import vocabulary
+from packhorse.backends.torch.places import inputs
+from packhorse.data import Batch, DenseLayer, Reduction
 from packhorse.errors import ModelError
 from packhorse.packing.pack import Pack
 
 
 class Reducer(nn.Module):
-    """Called with a model's output and the rows' lengths [B]; gives [B, width]."""
+    """Called with a model's output and the rows' lengths [B]; gives [N, width], N as Reduction.per says."""
 
     def __init__(self, reduction: Reduction, device: str) -> None:
         super().__init__()
-        self._reduction = reduction
+        self.reduction = reduction
         self._post = (
             nn.ModuleList(Dense(p) if isinstance(p, DenseLayer) else Normalize() for p in reduction.post)
             .to(device)
@@ -29,31 +32,66 @@ class Reducer(nn.Module):
         )
 
     def forward(self, output: Any, lengths: torch.Tensor) -> torch.Tensor:
-        if self._reduction.kind == "classify":
-            return activate(output.logits.float(), self._reduction.activation)
-        hidden = output.last_hidden_state
-        values = torch.cat(
-            [pool(hidden, lengths, mode, self._reduction.skip_tokens) for mode in self._reduction.pooling], 1
-        )
-        for layer in self._post:
-            values = layer(values)
-        return values
+        kind = self.reduction.kind
+        if kind == "classify":
+            return activate(output.logits.float(), self.reduction.activation)
+        if kind == "pool":
+            hidden, skip = output.last_hidden_state, self.reduction.skip_tokens
+            return self._posted(torch.cat([pool(hidden, lengths, mode, skip) for mode in self.reduction.pooling], 1))
+        is_token = torch.arange(_of_tokens(output, kind).shape[1], device=lengths.device) < lengths[:, None]
+        return self.tokens(output, lambda values: values[is_token])
 
     def packed(self, hidden: torch.Tensor, pack: Pack, head: Callable[[], Any]) -> torch.Tensor:
         """The same from a pack's hidden states [T, H], or from the output of the model's head on them."""
-        if self._reduction.kind == "classify":
-            return activate(head().logits.float(), self._reduction.activation)
-        skip = self._reduction.skip_tokens
-        values = torch.cat([pool_packed(hidden, pack, mode, skip) for mode in self._reduction.pooling], 1)
+        if self.reduction.kind == "classify":
+            return activate(head().logits.float(), self.reduction.activation)
+        if self.reduction.kind == "pool":
+            skip = self.reduction.skip_tokens
+            return self._posted(
+                torch.cat([pool_packed(hidden, pack, mode, skip) for mode in self.reduction.pooling], 1)
+            )
+        return self.tokens(head(), lambda values: values[0])
+
+    def tokens(self, output: Any, only: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Of an output with a line for each token: [T, width]. only: leaves the tokens of the rows, one after the
+        other, of [B, S, ...]."""
+        kind = self.reduction.kind
+        if kind == "spans":
+            return torch.stack([only(output.start_logits), only(output.end_logits)], -1).float()
+        values = only(_of_tokens(output, kind)).float()
+        return activate(values, self.reduction.activation) if kind == "tokens" else self._posted(values)
+
+    def inputs(self, batch: Batch) -> dict[str, np.ndarray]:
+        """What it needs beside the model's inputs."""
+        return inputs(self.reduction, batch) if self.reduction.reads_vocabulary else {}
+
+    def vocabulary(
+        self, hidden: torch.Tensor, lengths: torch.Tensor, places: torch.Tensor, ids: torch.Tensor,
+        head: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:  # fmt: skip
+        """hidden: [T, H] of the rows' tokens, one row after the other. places: [M] the tokens whose logits are needed,
+        ids: [M] those to be scored there. head: [m, H] -> logits [m, V], called on a few tokens at a time."""
+        return vocabulary.reduce(self.reduction, hidden, lengths, places, ids, head)
+
+    def _posted(self, values: torch.Tensor) -> torch.Tensor:
         for layer in self._post:
             values = layer(values)
         return values
 
 
+def _of_tokens(output: Any, kind: str) -> torch.Tensor:
+    """[B, S, ...]."""
+    if kind == "spans":
+        logits: torch.Tensor = output.start_logits
+        return logits
+    found: torch.Tensor = output.logits if kind == "tokens" else output.last_hidden_state
+    return found
+
+
 def activate(logits: torch.Tensor, activation: str) -> torch.Tensor:
-    """[B, C] logits to scores."""
+    """[..., C] logits to scores."""
     if activation == "softmax":
-        return logits.softmax(1)
+        return logits.softmax(-1)
     return logits.sigmoid() if activation == "sigmoid" else logits
 
 
@@ -107,7 +145,7 @@ def _segments(hidden: torch.Tensor, pack: Pack, mode: str, skip: int) -> torch.T
 
 class Normalize(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return F.normalize(values, dim=1)
+        return F.normalize(values, dim=-1)
 
 
 class Dense(nn.Module):
@@ -118,7 +156,9 @@ class Dense(nn.Module):
         path = Path(layer.folder) / "model.safetensors"
         if not path.is_file():
             raise ModelError(f"{path}: missing; the weights of a Dense module are read from safetensors alone")
-        weights = load_file(path)
+        with safe_open(path, "pt") as file:  # beside a transformer's own, where it is ColBERT's
+            names = [name for name in file.keys() if name.split(".")[0] in ("linear", "residual")]  # noqa: SIM118
+            weights = {name: file.get_tensor(name) for name in names}
         self.linear = nn.Linear(layer.in_features, layer.out_features, layer.bias)
         self.activation = getattr(nn, layer.activation)()
         self.residual: nn.Module | None = None

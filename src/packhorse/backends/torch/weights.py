@@ -41,7 +41,7 @@ def load_weights(
         except (OSError, ValueError, TypeError, RuntimeError, KeyError, ImportError) as error:
             raise ModelError(f"{description.folder}: cannot be loaded for {description.task}: {error}") from error
     # Embeddings come from the last hidden state, so a pooler that was never trained is not used.
-    missing = {k for k in loading["missing_keys"] if reduction.kind == "classify" or not k.startswith("pooler.")}
+    missing = {k for k in loading["missing_keys"] if reduction.kind == "classify" or "pooler." not in k}
     if description.adapter is not None:
         missing |= {str(key[0]) for key in loading.get("mismatched_keys", ())}
         merged = merge_adapter(model, description)
@@ -56,18 +56,27 @@ def auto_class(reduction: Reduction, is_encoder_decoder: bool = False) -> Any:
         from transformers import (
             AutoModel,
             AutoModelForCausalLM,
+            AutoModelForMaskedLM,
+            AutoModelForQuestionAnswering,
             AutoModelForSeq2SeqLM,
             AutoModelForSequenceClassification,
+            AutoModelForTokenClassification,
         )
 
     if reduction.kind == "generate":
         return AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
-    return AutoModelForSequenceClassification if reduction.kind == "classify" else AutoModel
+    if reduction.kind == "score":
+        return AutoModelForMaskedLM if reduction.is_masked else AutoModelForCausalLM
+    of_kind = {
+        "classify": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification,
+        "spans": AutoModelForQuestionAnswering, "fill": AutoModelForMaskedLM, "sparse": AutoModelForMaskedLM,
+    }  # fmt: skip
+    return of_kind.get(reduction.kind, AutoModel)
 
 
 def _room_for_head(adapter: Adapter, reduction: Reduction) -> dict[str, Any]:
     """For from_pretrained: a head of the adapter's size, where it brings one."""
-    if reduction.kind != "classify" or adapter.num_labels is None:
+    if reduction.kind not in ("classify", "tokens") or adapter.num_labels is None:
         return {}
     return {"num_labels": adapter.num_labels, "ignore_mismatched_sizes": True}
 
@@ -79,7 +88,7 @@ def _check_complete(model: Any, description: ModelDescription, reduction: Reduct
             f"{description.folder}: has no weights for {listing}, so its "
             f"outputs for {description.task} would be random. Is it the right model or --task?"
         )
-    if reduction.kind == "classify" and model.config.num_labels != reduction.width:
+    if reduction.kind in ("classify", "tokens") and model.config.num_labels != reduction.width:
         raise ModelError(
             f"{description.folder}: {model.config.num_labels} labels in the model, {reduction.width} in its config"
         )
@@ -94,7 +103,7 @@ def pad_id(config: Any) -> int:
     """The model's padding id. Where it has none (GPT-2), its head is told of one that no text has, and so reads a row's
     last token, as it does for a row alone; the trial then finds that such a model cannot be padded."""
     pad = getattr(config, "pad_token_id", None)
-    if pad is None:
+    if pad is None or pad < 0:  # below 0: set here before
         config.pad_token_id = -1
         return 0
     return int(pad)

@@ -47,6 +47,15 @@ class Workers:
         crossing = self._staging.crossing()
         return crossing.to_host(_guarded(compute, batch, crossing, self._device))
 
+    def on_device(self, compute: Compute, batch: Batch) -> torch.Tensor | Future[torch.Tensor]:
+        """The same, but the values stay where they are computed: for who goes on with them there. On a CPU with several
+        workers they may still be computed."""
+        if self._pool is not None:
+            return self._pool.submit(_guarded, compute, batch, Plain(self._device), self._device)
+        self._set_threads()
+        copies: Copies = Plain(self._device) if self._staging is None else self._staging.crossing()
+        return _guarded(compute, batch, copies, self._device)
+
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from packhorse.config import EngineConfig
-from packhorse.data import ModelCost, ModelDescription, TokenizerParts
+from packhorse.data import ModelDescription, TokenizerParts
 from packhorse.devices import ceilings as measured
 from packhorse.devices.host import available_bytes, cpu_precisions
 from packhorse.errors import ModelError, UsageError
 from packhorse.load_request import LoadRequest
+from packhorse.model_cost import ModelCost
 from packhorse.stages import Generator
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int4")

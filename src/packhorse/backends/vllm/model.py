@@ -19,10 +19,10 @@ from packhorse.backends.vllm.process import Server, ServerDiedError
 from packhorse.backends.vllm.server import to_bytes
 from packhorse.backends.vllm.starting import Launch
 from packhorse.backends.vllm.weights import weight_bytes
-from packhorse.data import ModelCost
 from packhorse.errors import DeviceOutOfMemoryError, ModelError
 from packhorse.generation import Generated, Prompts
 from packhorse.load_request import LoadRequest
+from packhorse.model_cost import ModelCost
 from packhorse.stages import OnStep
 
 MEMORY_WORDS = ("out of memory", "outofmemory", "not enough memory")

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from packhorse.backends.torch.generation.kv_attention import Layers
 from packhorse.backends.torch.generation.memory import out_of_memory_named
 from packhorse.backends.torch.generation.packed_decoder import PackedDecoder
 from packhorse.backends.torch.generation.prefixes import common_prefix, goes_on_from
-from packhorse.backends.torch.generation.slots import Slots, Span
+from packhorse.backends.torch.generation.running_batch import Keys, PackedBatch, RunningBatch
 from packhorse.backends.torch.generation.static import empty_prompts, rows_of
 from packhorse.backends.torch.generation.stepping import Row, Stepper, generated
 from packhorse.data import Int32s
@@ -63,12 +62,21 @@ class ContinuousEngine:
     def generate(self, prompts: Prompts, max_rows: int, max_prefill_tokens: int, on_step: OnStep) -> Generated:
         """max_rows: outputs that run at a time. max_prefill_tokens: of a forward over prompts; longer ones are computed
         in pieces. on_step gets the outputs finished and the tokens computed. Raises DeviceOutOfMemoryError."""
-        rows = rows_of(self._stepper, prompts, None)
-        waiting = _queue(rows, prompts, self._stepper.num_samples, max_rows)
         with out_of_memory_named(self._device), self._decoder.installed():
-            _Job(self._decoder, self._stepper, waiting, max_rows, max_prefill_tokens, on_step).run()
-        errors = empty_prompts(prompts.tokens)
-        return generated(rows, prompts.num_rows, self._stepper.num_samples, self._stepper.with_logprobs, errors)
+            batch: PackedBatch[Writing] = PackedBatch(self._decoder)
+            return write(batch, self._stepper, prompts, max_rows, max_prefill_tokens, on_step)
+
+
+def write(
+    batch: RunningBatch[Writing], stepper: Stepper, prompts: Prompts, max_rows: int, max_prefill_tokens: int,
+    on_step: OnStep,
+) -> Generated:  # fmt: skip
+    """All prompts, in an empty batch; as ContinuousEngine.generate() says."""
+    rows = rows_of(stepper, prompts, None)
+    waiting = _queue(rows, prompts, stepper.num_samples, max_rows)
+    _Job(batch, stepper, waiting, max_rows, max_prefill_tokens, on_step).run()
+    errors = empty_prompts(prompts.tokens)
+    return generated(rows, prompts.num_rows, stepper.num_samples, stepper.with_logprobs, errors)
 
 
 def _queue(rows: Sequence[Row], prompts: Prompts, samples: int, max_rows: int) -> deque[Waiting]:
@@ -86,25 +94,26 @@ class _Job:
     """One call of generate()."""
 
     def __init__(
-        self, decoder: PackedDecoder, stepper: Stepper, waiting: deque[Waiting], max_rows: int, max_tokens: int,
+        self, batch: RunningBatch[Writing], stepper: Stepper, waiting: deque[Waiting], max_rows: int, max_tokens: int,
         on_step: OnStep,
     ) -> None:  # fmt: skip
-        self._decoder, self._stepper, self._waiting, self._on_step = decoder, stepper, waiting, on_step
+        self._batch, self._stepper, self._waiting, self._on_step = batch, stepper, waiting, on_step
         self._max_rows, self._max_tokens = max_rows, max_tokens
-        self._slots: Slots[Writing] = Slots()
         self._rows_left = sum(len(w.rows) for w in waiting)
         self._prefix: Int32s = common_prefix([w.prompt for w in waiting])
-        self._prefix_keys: Sequence[Layers] = ()
+        self._prefix_keys: Keys | None = None
 
     def run(self) -> None:
         if len(self._prefix):
-            _, self._prefix_keys = self._pieces(self._prefix, (), 0)
-            self._on_step(0, _whole(self._prefix_keys)[-1].stop)
-        while self._waiting or self._slots.running:
-            if self._may_enter(len(self._slots.running)):
+            _, self._prefix_keys, computed = self._pieces(self._prefix, None)
+            self._on_step(0, computed)
+        while self._waiting or self._batch.num_running:
+            if self._may_enter(self._batch.num_running):
                 self._enter()
             else:
                 self._step()
+        if self._prefix_keys is not None:
+            self._batch.forget([self._prefix_keys])
 
     # -- prompts
 
@@ -116,7 +125,7 @@ class _Job:
 
     def _enter(self) -> None:
         """All that there is room for."""
-        free = self._max_rows - len(self._slots.running)
+        free = self._max_rows - self._batch.num_running
         entering: list[Waiting] = []
         while self._waiting and len(self._waiting[0].rows) <= free:
             entering.append(self._waiting.popleft())
@@ -127,36 +136,33 @@ class _Job:
             self._prefill(batch, self._prefix_keys, len(self._prefix))
         alone = [w for w in entering if not goes_on_from(w.prompt, self._prefix)]
         for batch in _batches(alone, self._max_tokens, 0):
-            self._prefill(batch, (), 0)
+            self._prefill(batch, None, 0)
 
-    def _prefill(self, batch: Sequence[Waiting], prefix: Sequence[Layers], before: int) -> None:
+    def _prefill(self, batch: Sequence[Waiting], prefix: Keys | None, before: int) -> None:
         """before: tokens of the prefix, which are already computed."""
-        if len(batch) == 1:
-            logits, pieces = self._pieces(batch[0].prompt[before:], prefix, before)
-            spans = _whole([*prefix, *pieces])
-            self._begin(batch, logits, [spans], spans[-1].stop)
-            return
         texts = [w.prompt[before:] for w in batch]
-        logits, keys = self._decoder.prefill(texts, prefix, before)
-        ends = np.cumsum([len(text) for text in texts]).tolist()
-        own = [Span(keys.layers, end - len(text), end) for text, end in zip(texts, ends, strict=True)]
-        self._begin(batch, logits, [[*_whole(prefix), span] for span in own], ends[-1])
+        if len(texts) == 1:
+            logits, keys, computed = self._pieces(texts[0], prefix)
+            self._begin(batch, logits, [keys], computed)
+        else:
+            logits, all_keys = self._batch.prefill(texts, prefix)
+            self._begin(batch, logits, all_keys, sum(map(len, texts)))
 
-    def _pieces(self, text: Int32s, prefix: Sequence[Layers], before: int) -> tuple[torch.Tensor, list[Layers]]:
-        """A text that may be longer than a forward: logits [1, V] behind it, and its keys piece by piece. on_step is
-        told of all pieces but the last."""
-        pieces: list[Layers] = []
-        for start in range(0, len(text), self._max_tokens):
+    def _pieces(self, text: Int32s, prefix: Keys | None) -> tuple[torch.Tensor, Keys, int]:
+        """A text that may be longer than a forward, piece by piece: logits [1, V] behind it, its keys, and the last
+        piece's tokens. on_step is told of the other pieces."""
+        behind, starts = prefix, range(0, len(text), self._max_tokens)
+        for start in starts:
             piece = text[start : start + self._max_tokens]
-            logits, keys = self._decoder.prefill([piece], [*prefix, *pieces], before + start)
-            pieces.append(keys.layers)
-            if start + len(piece) < len(text):
+            logits, (keys,) = self._batch.prefill([piece], behind)
+            if start > 0:
+                self._batch.forget([behind])
+            if start != starts[-1]:
                 self._on_step(0, len(piece))
-        return logits, pieces
+            behind = keys
+        return logits, behind, len(piece)
 
-    def _begin(
-        self, batch: Sequence[Waiting], logits: torch.Tensor, spans: Sequence[Sequence[Span]], computed: int
-    ) -> None:
+    def _begin(self, batch: Sequence[Waiting], logits: torch.Tensor, keys: Sequence[Keys], computed: int) -> None:
         """The first token of every row; those that go on enter."""
         rows = [row for w in batch for row in w.rows]
         of_prompt = [i for i, w in enumerate(batch) for _ in w.rows]
@@ -165,17 +171,18 @@ class _Job:
         self._stepper.step(rows, logits)
         for row, i in zip(rows, of_prompt, strict=True):
             if not row.is_done:
-                self._slots.enter(Writing(row, len(batch[i].prompt)), spans[i])
+                self._batch.enter(Writing(row, len(batch[i].prompt)), keys[i])
+        self._batch.forget(keys)
         self._on_step(sum(row.is_done for row in rows), computed)
 
     # -- running rows
 
     def _step(self) -> None:
-        running, logits = self._decoder.decode(self._slots)
+        running, logits = self._batch.decode()
         self._stepper.step([r.row for r in running], logits)
         finished = [r for r in running if r.row.is_done]
         if finished:
-            self._slots.leave(finished)
+            self._batch.leave(finished)
         self._on_step(len(finished), len(running))
 
 
@@ -192,8 +199,3 @@ def _batches(waiting: Sequence[Waiting], max_tokens: int, before: int) -> Iterat
         tokens += size
     if batch:
         yield batch
-
-
-def _whole(pieces: Sequence[Layers]) -> list[Span]:
-    """Each piece from its first token to its last."""
-    return [Span(piece, 0, next(iter(piece.values()))[0].shape[1]) for piece in pieces]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch
 
 from packhorse.backends.torch.generation.packed_decoder import PackedDecoder
 from packhorse.backends.torch.generation.proving import FAILURES
-from packhorse.backends.torch.generation.slots import BLOCK, Slots, Span
+from packhorse.backends.torch.generation.running_batch import PackedBatch, RunningBatch
+from packhorse.backends.torch.generation.slots import BLOCK
 from packhorse.backends.torch.weights import max_positions
 from packhorse.data import Float32s, Int32s, Tokens
 from packhorse.errors import first_line
@@ -68,13 +71,22 @@ def _ropes(config: Any) -> list[Mapping[str, Any]]:
 
 
 def _unfit_by_trial(model: Any, device: str, trial: Tokens, tolerance: float | None) -> str | None:
+    decoder = PackedDecoder(model, device)
+    return differs(model, device, trial, PackedBatch(decoder), decoder.installed, tolerance)
+
+
+def differs(
+    model: Any, device: str, trial: Tokens, batch: RunningBatch[Given],
+    installed: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext, tolerance: float | None = None,
+) -> str | None:  # fmt: skip
+    """Why a batch is not to be used for this model: its logits are not those of each prompt alone in plain
+    transformers; None where they are. installed: what the batch's calls stand inside."""
     texts = _texts(trial, max_positions(model))
     alone = [_alone(model, device, text) for text in texts]
-    decoder = PackedDecoder(model, device)
-    with decoder.installed():
-        together, windows = _together(decoder, texts)
-        behind = _behind_prefix(decoder, texts)
-    if (why := _unfit_by_windows(model, windows)) is not None:
+    with installed():
+        together = _together(batch, texts)
+        behind = _behind_prefix(batch, texts)
+    if (why := _unfit_by_windows(model, batch.windows)) is not None:
         return why
     expected = np.concatenate(
         [a[len(t) - STEPS - 1 :][: len(b)] for t, a, b in zip(texts, alone, together, strict=True)]
@@ -110,7 +122,7 @@ def _alone(model: Any, device: str, text: Int32s) -> Float32s:
 
 
 @dataclass(eq=False, slots=True)
-class _Given:
+class Given:
     """A row whose next tokens are given."""
 
     text: Int32s
@@ -121,35 +133,42 @@ class _Given:
         return int(self.text[self.length])
 
 
-def _together(decoder: PackedDecoder, texts: Sequence[Int32s]) -> tuple[list[Float32s], Mapping[int, int | None]]:
-    """Logits [tokens, V] of every text behind its prompt and the tokens given, and the layers' windows."""
+def _together(batch: RunningBatch[Given], texts: Sequence[Int32s]) -> list[Float32s]:
+    """Logits [tokens, V] of every text behind its prompt and the tokens given. All rows have left the batch then."""
     prompts = [text[:-STEPS] for text in texts]
-    values, keys = decoder.prefill(prompts)
-    logits = [[row] for row in values.float().cpu().numpy()]
-    entered = [_Given(text, len(prompt)) for text, prompt in zip(texts, prompts, strict=True)]
-    slots: Slots[_Given] = Slots()
-    ends = np.cumsum([given.length for given in entered]).tolist()
-    for given, end in zip(entered, ends, strict=True):
-        slots.enter(given, [Span(keys.layers, end - given.length, end)])
+    values, keys = batch.prefill(prompts)
+    logits = [[row] for row in _on_host(values)]
+    entered = [Given(text, len(prompt)) for text, prompt in zip(texts, prompts, strict=True)]
+    for given, own in zip(entered, keys, strict=True):
+        batch.enter(given, own)
+    batch.forget(keys)
     for step in range(STEPS):
         if step == LEAVES_AFTER:
-            slots.leave([entered[LEAVES]])
-        running, values = decoder.decode(slots)
-        for given, row in zip(running, values.float().cpu().numpy(), strict=True):
+            batch.leave([entered[LEAVES]])
+        running, values = batch.decode()
+        for given, row in zip(running, _on_host(values), strict=True):
             logits[entered.index(given)].append(row)
-    return [np.stack(rows) for rows in logits], keys.windows
+    batch.leave(running)
+    return [np.stack(rows) for rows in logits]
 
 
-def _behind_prefix(decoder: PackedDecoder, texts: Sequence[Int32s]) -> dict[int, Float32s]:
+def _behind_prefix(batch: RunningBatch[Given], texts: Sequence[Int32s]) -> dict[int, Float32s]:
     """Logits [V] at places of the longest text, computed behind a prefix of it; none where it is too short."""
     longest = max(texts, key=len)
     places = [place for place in (PREFIX + 8, len(longest) - 1) if place >= PREFIX]
     if len(longest) <= PREFIX + 8:
         return {}
-    _, prefix = decoder.prefill([longest[:PREFIX]])
+    _, (prefix,) = batch.prefill([longest[:PREFIX]])
     rest = [longest[PREFIX : place + 1] for place in places]
-    logits, _ = decoder.prefill(rest, [prefix.layers], PREFIX)
-    return dict(zip(places, logits.float().cpu().numpy(), strict=True))
+    logits, keys = batch.prefill(rest, prefix)
+    batch.forget([prefix, *keys])
+    return dict(zip(places, _on_host(logits), strict=True))
+
+
+def _on_host(logits: torch.Tensor) -> Float32s:
+    """A copy: a batch's logits are valid until its next call."""
+    values: Float32s = np.array(logits.float().cpu().numpy())
+    return values
 
 
 def _unfit_by_windows(model: Any, windows: Mapping[int, int | None]) -> str | None:

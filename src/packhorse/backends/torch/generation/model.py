@@ -12,6 +12,7 @@ import torch
 
 from packhorse.backends.torch.attention import Pinned, check_attention
 from packhorse.backends.torch.cost import measure_cost
+from packhorse.backends.torch.generation import openvino_fitting
 from packhorse.backends.torch.generation.continuous import ContinuousEngine
 from packhorse.backends.torch.generation.continuous_probe import fits
 from packhorse.backends.torch.generation.proving import FAILURES, first_line
@@ -21,10 +22,11 @@ from packhorse.backends.torch.loading import Loaded, LoadedWeights, load_on_devi
 from packhorse.backends.torch.quality import compare_language_models
 from packhorse.backends.torch.quiet import quiet
 from packhorse.backends.torch.weights import max_positions
-from packhorse.data import Int64s, ModelCost, RowError, Tokens, offsets_of
+from packhorse.data import Int64s, RowError, Tokens, offsets_of
 from packhorse.errors import ModelError, UsageError
-from packhorse.generation import Decoding, Generated, Prompts
+from packhorse.generation import PACKED_ENGINES, Decoding, Generated, Prompts
 from packhorse.load_request import LoadRequest
+from packhorse.model_cost import ModelCost
 from packhorse.packing.linear import is_available
 from packhorse.packing.prepack import prepack
 from packhorse.stages import OnStep
@@ -49,6 +51,7 @@ class TorchGenerator:
         self._weights: LoadedWeights = load_on_devices(request, generates=True, loaded=loaded)
         self._model = self._weights.model
         self._notes: tuple[str, ...] = self._weights.notes
+        self.device_map = self._weights.device_map
         self.reduction = request.reduction
         self._set_threads(request)
         limits = [n for n in (request.description.max_length, max_positions(self._model)) if n]
@@ -97,11 +100,12 @@ class TorchGenerator:
 
         library = self._stepper.needs_library
         if library is not None:
-            return {"generate": None, **dict.fromkeys(("continuous", "static", "paged"), library)}
+            return {"generate": None, **dict.fromkeys(("continuous", "openvino", "static", "paged"), library)}
         padded = "--attention packed, and it is not" if self._request.attention == "packed" else None
         split = "the model's layers lie on several devices" if self._weights.is_split else None
         return {
             "continuous": self._why_not_continuous,
+            "openvino": self._why_not_openvino,
             "static": padded,
             "paged": padded or split or unfit(self._model, self._stepper),
             "generate": "rows of a batch stay until its longest output is done: for what no other engine can do",
@@ -115,7 +119,12 @@ class TorchGenerator:
             if name not in self._writers:
                 self._writers[name] = self._made(name)
         self.engine, self._writer = name, self._writers[name]
-        self.attention = "packed" if name == "continuous" else _attention_of(self._request, self._model)
+        self.attention = "packed" if name in PACKED_ENGINES else _attention_of(self._request, self._model)
+
+    def setup_s(self, engine: str) -> float:
+        """That the first write_with() of this engine takes, about."""
+        is_long = engine == "openvino" and engine not in self._writers
+        return openvino_fitting.setup_s(self.weight_bytes) if is_long else 0.0
 
     def forced(self, lengths: Int64s) -> AbstractContextManager[None]:
         """Stepper.forced()."""
@@ -123,12 +132,18 @@ class TorchGenerator:
 
     def _made(self, engine: str) -> Writer:
         model, stepper, device, request = self._model, self._stepper, self._weights.device, self._request
-        if request.attention == "packed" and engine != "continuous":
+        if request.attention == "packed" and engine not in PACKED_ENGINES:
             raise UsageError(f"--attention packed: --engine {engine} runs padded batches; leave one of them out")
         if engine == "continuous":
             if self._why_not_continuous is not None:
                 raise UsageError(f"--engine continuous: {self._why_not_continuous}; --engine auto takes another")
             return ContinuousEngine(model, stepper, device)
+        if engine == "openvino":
+            if self._why_not_openvino is not None:
+                raise UsageError(f"--engine openvino: {self._why_not_openvino}; --engine auto takes another")
+            from packhorse.backends.torch.generation.openvino_engine import OpenVINOEngine
+
+            return OpenVINOEngine(model, stepper, request.threads, request.trial, self.max_length)
         if engine == "static":
             return StaticEngine(model, stepper, device, request.trial)
         if engine == "paged":
@@ -158,6 +173,13 @@ class TorchGenerator:
         if self._weights.is_split:
             return "its layers lie on several devices"
         return fits(self._model, self.device, self._request.trial, self.max_length)
+
+    @functools.cached_property
+    def _why_not_openvino(self) -> str | None:
+        if not self._weights.is_plain:
+            return "its weights are quantized, or lie on several devices"
+        why_not = openvino_fitting.unfit(self._model, self.device, self.weight_bytes)
+        return why_not or self._why_not_continuous
 
     # -- what this model can do
 

@@ -29,7 +29,7 @@ class PackedDecoder:
     def __init__(self, model: Any, device: str) -> None:
         self._model, self._device = model, device
         takes = set(inspect.signature(model.forward).parameters)
-        self._takes_positions, self._takes_places = "position_ids" in takes, "logits_to_keep" in takes
+        self.takes_positions, self.takes_places = "position_ids" in takes, "logits_to_keep" in takes
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -74,9 +74,9 @@ class PackedDecoder:
         """ids, positions [T] -> logits [len(places) or T, V]."""
         pack = dataclasses.replace(pack, cache=cache)
         inputs: dict[str, Any] = {"input_ids": to_device(ids, self._device)[None], "pack": pack, "use_cache": False}
-        if self._takes_positions:
+        if self.takes_positions:
             inputs["position_ids"] = to_device(positions, self._device)[None]
-        if places is not None and self._takes_places:
+        if places is not None and self.takes_places:
             inputs["logits_to_keep"], places = places, None
         logits: torch.Tensor = self._model(**inputs, return_dict=True).logits[0]
         if not pack.attended:

@@ -10,8 +10,8 @@ import pickle
 import traceback
 from typing import Any, NamedTuple
 
-from packhorse.data import ModelCost
 from packhorse.load_request import LoadRequest
+from packhorse.model_cost import ModelCost
 
 ORPHANED = 75  # exit code, EX_TEMPFAIL of sysexits.h: packhorse's process is gone
 

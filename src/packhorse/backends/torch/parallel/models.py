@@ -10,10 +10,11 @@ from packhorse.backends.torch.parallel.fitting import Cut, check_model, check_re
 from packhorse.backends.torch.parallel.messages import Facts
 from packhorse.backends.torch.parallel.ranks import Ranks, Ticket
 from packhorse.counters import Transfers
-from packhorse.data import Batch, Float32s, Int64s, ModelCost, Reduction
+from packhorse.data import Batch, Float32s, Int64s, Reduction
 from packhorse.errors import BatchRefusedError, DeviceOutOfMemoryError, ModelError
 from packhorse.generation import Generated, Prompts
 from packhorse.load_request import LoadRequest
+from packhorse.model_cost import ModelCost
 from packhorse.stages import OnStep
 
 

@@ -9,6 +9,7 @@ from packhorse.backends.torch.placement.device_map import disjoint_map
 from packhorse.backends.torch.placement.lying import (
     Placed,
     check_on_devices,
+    device_map_of,
     execution_devices,
     first_device,
     offloaded,
@@ -21,6 +22,7 @@ __all__ = [
     "Placed",
     "Placer",
     "check_on_devices",
+    "device_map_of",
     "devices_here",
     "disjoint_map",
     "execution_devices",

@@ -33,11 +33,11 @@ def disjoint_map(model: Any, mapping: Mapping[str, Any]) -> dict[str, int | str]
     Raises UsageError where it names modules that there are none of, leaves some out, or parts tied weights.
     """
     modules = {name for name, _ in model.named_modules()}
-    unknown = [name for name in mapping if name not in modules]
+    tensors = [*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers())]
+    unknown = [name for name in mapping if name not in modules and name not in tensors]
     if unknown:
         hints = did_you_mean(unknown[0], modules)
         raise UsageError(f"--device-map: the model has no module {some(unknown)}{hints}; it has {_top(model)}")
-    tensors = [*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers())]
     devices = {name: device_of(name, mapping) for name in tensors}
     missing = list(dict.fromkeys(name.rpartition(".")[0] for name, device in devices.items() if device is None))
     if missing:

@@ -84,6 +84,11 @@ def placed(model: Any) -> list[Placed]:
     return [Placed(device, sizes.get(device, 0), tuple(names)) for device, names in modules.items()]
 
 
+def device_map_of(model: Any) -> dict[str, str]:
+    """Device of every module, by the names that a map of a file has for them."""
+    return {name: _written(device) for name, device in _expected(model)[0].items()}
+
+
 def placement_note(model: Any) -> str:
     """For the plan and the report."""
     lying = (f"{p.device} {in_units(p.num_bytes)} ({some(p.modules)})" for p in placed(model))
@@ -152,6 +157,12 @@ def keep_to_first_device(model: Any, body_alone: bool) -> None:
 
 def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) and value.device != device else value
+
+
+def _written(device: Any) -> str:
+    """cpu, disk, mps, or the number of a GPU."""
+    kind, _, index = _name(device).partition(":")
+    return index if kind not in ("cpu", "mps") and index else "0" if kind in ("cuda", "xpu") else kind
 
 
 def _name(device: Any) -> str:

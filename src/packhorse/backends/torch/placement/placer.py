@@ -38,6 +38,10 @@ class Placer:
         else:
             self._limits = _limits(placement, device)
 
+    @property
+    def has_map(self) -> bool:
+        return self._placement.device_map is not None
+
     def options(self, auto: Any, folder: Path) -> dict[str, Any]:
         """Of from_pretrained. auto: the class whose from_pretrained is called.
 
@@ -125,6 +129,11 @@ def _limits(placement: Placement, device: str) -> Mapping[str, int]:
     flag = "--device-map" if isinstance(mapping, Mapping) else "--max-memory"
     here = devices_here()
     unknown = sorted(named - set(here))
+    if unknown and placement.is_planned:
+        raise UsageError(
+            f"--device-map: the output was begun with layers on {', '.join(sorted(named))}, and here are "
+            f"{', '.join(here)}: go on there, give --device-map FILE.json, or --overwrite to start anew"
+        )
     if unknown:
         raise UsageError(f"{flag} names {', '.join(unknown)}: here are {', '.join(here)}")
     gpus = sorted(named - {"cpu", "disk"})

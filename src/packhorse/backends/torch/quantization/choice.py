@@ -8,6 +8,7 @@ from packhorse.errors import UsageError
 from packhorse.generation import QUANTIZED, Quantization
 
 STATIC, BITSANDBYTES, TORCHAO = "static", "bitsandbytes", "torchao"
+THRESHOLD = "llm_int8_threshold"
 NEEDS = {BITSANDBYTES: ("bitsandbytes", "accelerate"), TORCHAO: ("torchao",)}
 EXTRAS = {BITSANDBYTES: "packhorse[bnb]", TORCHAO: "packhorse[torchao]"}
 PRECISIONS = {BITSANDBYTES: ("int8", "int4"), TORCHAO: QUANTIZED}
@@ -74,7 +75,7 @@ def is_row_independent(method: str, precision: str, quantization: Quantization) 
     row's output then depends on its neighbours (1.4% of the logits' norm between 8 rows together and alone, on a small
     random Llama). With llm_int8_threshold=0 it does not.
     """
-    threshold = quantization.options.get("llm_int8_threshold", 6.0)
+    threshold = quantization.options.get(THRESHOLD, 6.0)
     return method != BITSANDBYTES or precision != "int8" or threshold == 0
 
 

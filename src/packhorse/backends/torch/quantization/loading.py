@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -11,19 +12,29 @@ from torch import nn
 from packhorse.backends.torch.quantization.choice import (
     BITSANDBYTES,
     STATIC,
+    THRESHOLD,
     check_unquantized,
     is_row_independent,
     method_of,
 )
 from packhorse.backends.torch.quantization.layers import check_quantized, in_one_type, settle, skeleton
 from packhorse.backends.torch.quantization.options import own_options, quantization_options
-from packhorse.backends.torch.quantization.own import check_own, config_of, own_precision, own_quantization
+from packhorse.backends.torch.quantization.own import (
+    check_own,
+    config_of,
+    own_precision,
+    own_quantization,
+    quantization_config,
+)
 from packhorse.backends.torch.quiet import quiet
 from packhorse.data import ModelDescription
 from packhorse.errors import ModelError, UsageError
-from packhorse.generation import QUANTIZED
+from packhorse.generation import QUANTIZED, Quantization
 from packhorse.load_request import LoadRequest
 
+# How a row's values are had that do not depend on its batch.
+AS_ASKED = f"--quantization-options {THRESHOLD}=0 ends that, as another --quantization does"
+IN_THE_CHECKPOINT = f"--batch-size 1, or {THRESHOLD} of 0 in its config.json, ends that"
 BUILD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 
 
@@ -44,13 +55,23 @@ class QuantizedLoading(NamedTuple):
         if self.is_own and self.method == BITSANDBYTES:
             in_one_type(model, self.options["dtype"])
         settle(model, folder)
-        if self.is_own:
-            return (f"{self.precision}: the weights are quantized already, by {self.method}",)
-        notes = check_quantized(model, folder, self.method, self.precision)
-        if is_row_independent(self.method, self.precision, request.quantization):
+        notes, options, remedy = self._own(folder) if self.is_own else self._made(model, request)
+        if is_row_independent(self.method, self.precision, Quantization(self.method, options)):
             return notes
-        return (*notes, "LLM.int8 keeps outliers apart by batch: a row's values depend on its batch a little; "
-                "--quantization-options llm_int8_threshold=0 ends that")  # fmt: skip
+        return (
+            *notes,
+            f"LLM.int8 keeps outliers apart by batch: a row's values depend on its batch a little; {remedy}",
+        )
+
+    def _own(self, folder: Path) -> tuple[tuple[str, ...], dict[str, Any], str]:
+        """Notes, what it was made with that rows depend on, and how that is ended."""
+        found = quantization_config(config_of(folder)) or {}
+        note = f"{self.precision}: the weights are quantized already, by {self.method}"
+        return (note,), {name: found[name] for name in (THRESHOLD,) if name in found}, IN_THE_CHECKPOINT
+
+    def _made(self, model: nn.Module, request: LoadRequest) -> tuple[tuple[str, ...], Mapping[str, Any], str]:
+        notes = check_quantized(model, request.description.folder, self.method, self.precision)
+        return notes, request.quantization.options, AS_ASKED
 
 
 def quantized_loading(request: LoadRequest, auto: Any, generates: bool) -> QuantizedLoading | None:

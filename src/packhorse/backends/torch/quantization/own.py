@@ -40,7 +40,7 @@ def own_quantization(config: Mapping[str, Any]) -> str | None:
 
     config: the contents of its config.json. Of a model of several parts the one for text decides.
     """
-    found = _quantization_config(config)
+    found = quantization_config(config)
     if found is None:
         return None
     method = found.get("quant_method")
@@ -52,7 +52,7 @@ def own_quantization(config: Mapping[str, Any]) -> str | None:
 def own_precision(config: Mapping[str, Any]) -> str | None:
     """The name that a quantized checkpoint's weights have under --precision: int8, fp8, or int4 for 4 bits and fewer;
     None of a plain one."""
-    method, found = own_quantization(config), _quantization_config(config)
+    method, found = own_quantization(config), quantization_config(config)
     if method is None or found is None:
         return None
     widths = dict(_widths(found))
@@ -93,7 +93,8 @@ def is_installed(package: str) -> bool:
         return False
 
 
-def _quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a config.json says about how its weights are quantized; None of plain ones."""
     for part in (config, config.get("text_config")):
         if isinstance(part, Mapping) and isinstance(part.get("quantization_config"), Mapping):
             found: Mapping[str, Any] = part["quantization_config"]
