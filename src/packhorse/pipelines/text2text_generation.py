@@ -1,0 +1,22 @@
+"""text2text-generation: [{generated_text}], what an encoder-decoder model writes for each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from packhorse.pipelines.generated import flat as together
+from packhorse.pipelines.generated import inputs, of_model, outputs, parameters, row, settings
+from packhorse.pipelines.task import Given
+
+__all__ = ["inputs", "of_model", "parameters", "results", "row", "settings", "single", "together"]
+
+
+def results(table: pa.Table, items: Sequence[Any], given: Given) -> list[Any]:
+    return [[{"generated_text": text} for text in texts] for texts in outputs(table)]
+
+
+def single(result: Any, item: Any, given: Given) -> Any:
+    return result
