@@ -7,6 +7,8 @@
     engine.stream(lines)                                                 tables, as the lines come
     engine.run(frame, "vectors/")                                        the job, with a model that is loaded already
     packhorse.bench("./my-classifier", "reviews.parquet")                ways to run a model, side by side
+    classify = packhorse.pipeline("text-classification", "./my-classifier")   as transformers.pipeline is called
+    packhorse.evaluate("./my-classifier", "labelled.parquet", "label")   accuracy, F1, confusion and the like
     packhorse.verify("scored/")                                          re-checks every byte
     model = packhorse.unpad(model)                                       your own loop, without the padding inside
     packhorse.audit(model, batch)                                        your own loop: what lies where, moves or waits
@@ -29,11 +31,15 @@ if TYPE_CHECKING:
     from packhorse.comparison.compare import Comparison
     from packhorse.engine import Engine
     from packhorse.errors import PackhorseError
+    from packhorse.evaluating.evaluate import evaluate
+    from packhorse.evaluating.evaluation import Evaluation
     from packhorse.explanation import Explanation
     from packhorse.exporting import Exported, export
     from packhorse.metrics import RunReport
     from packhorse.outputs.verification import Verification
     from packhorse.packing.unpad import restore, unpad
+    from packhorse.pipelines.calling import Pipeline
+    from packhorse.pipelines.making import pipeline
 
 __version__ = "0.1.0"
 
@@ -51,6 +57,10 @@ _HOMES = {
     "bench": "api",
     "Comparison": "comparison.compare",
     "plan": "api",
+    "pipeline": "pipelines.making",
+    "Pipeline": "pipelines.calling",
+    "evaluate": "evaluating.evaluate",
+    "Evaluation": "evaluating.evaluation",
     "Explanation": "explanation",
     "verify": "api",
     "Engine": "engine",
@@ -64,16 +74,20 @@ __all__ = [
     "Audit",
     "Comparison",
     "Engine",
+    "Evaluation",
     "Explanation",
     "Exported",
     "PackhorseError",
+    "Pipeline",
     "RunReport",
     "Verification",
     "align",
     "audit",
     "bench",
+    "evaluate",
     "export",
     "load",
+    "pipeline",
     "plan",
     "restore",
     "run",

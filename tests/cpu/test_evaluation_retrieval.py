@@ -16,8 +16,7 @@ import torch
 import packhorse
 from packhorse.errors import InputError, UsageError
 from tests.cpu.command import forked
-from tests.cpu.evaluating import write_lines
-from tests.cpu.test_evaluation_tasks import _prompted
+from tests.cpu.evaluating import with_prompts, write_lines
 from tests.models import WORDS
 
 pytest.importorskip("torchmetrics")
@@ -34,10 +33,11 @@ def _made(seed: int = 0) -> tuple[dict[str, str], dict[str, str], Relevances]:
         return " ".join(random.choice(WORDS, random.integers(2, 9)))
 
     documents = {f"d{i}": text() for i in range(150)}
-    documents |= {f"d{i}": documents[f"d{i - 100}"] for i in range(100, 120)}
+    documents |= {f"d{i}": documents[f"d{i - 10}"] for i in range(10, 20)}
     queries = {f"q{i}": text() for i in range(8)}
     judged: Relevances = {
-        q: {f"d{d}": int(random.integers(0, 4)) for d in random.choice(150, 30, replace=False)} for q in list(queries)[:6]
+        q: {f"d{d}": int(random.integers(0, 4)) for d in random.choice(150, 30, replace=False)}
+        for q in list(queries)[:6]
     }
     judged["q0"]["nowhere"] = 2
     judged["q6"] = {"d1": 0}
@@ -45,11 +45,13 @@ def _made(seed: int = 0) -> tuple[dict[str, str], dict[str, str], Relevances]:
     return documents, queries, judged
 
 
-def _figures(vectors: np.ndarray, of_queries: np.ndarray, names: list[str], judged: list[dict[str, int]]) -> dict[str, float]:
-    """By the definitions, on all scores; equal ones in the corpus' order."""
+def _figures(
+    vectors: np.ndarray, of_queries: np.ndarray, names: list[str], judged: list[dict[str, int]]
+) -> dict[str, float]:
+    """By the definitions, on all scores; equal ones, but for rounding, in the corpus' order."""
     found: dict[str, list[float]] = {name: [] for name in ("ndcg@10", "mrr@10", "recall@10", "recall@100", "map@100")}
     for query, gains in zip(of_queries, judged, strict=True):
-        scores = vectors @ query
+        scores = np.round(vectors.astype(np.float64) @ query, 6)
         order = [names[i] for i in sorted(range(len(names)), key=lambda i: (-scores[i], i))]
         ranked = [gains.get(name, 0) for name in order]
         relevant = sum(gain > 0 for gain in gains.values())
@@ -68,7 +70,9 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def _qrels(path: Path, judged: Relevances, line: str = "{q}\t{d}\t{g}\n", head: str = "query-id\tcorpus-id\tscore\n") -> Path:
+def _qrels(
+    path: Path, judged: Relevances, line: str = "{q}\t{d}\t{g}\n", head: str = "query-id\tcorpus-id\tscore\n"
+) -> Path:
     lines = [line.format(q=q, d=d, g=g) for q, of_query in judged.items() for d, g in of_query.items()]
     path.write_text(head + "".join(lines))
     return path
@@ -115,8 +119,8 @@ def test_a_title_stands_before_the_text_and_null_texts_are_never_found(tmp_path:
     assert (found.measured_rows, found.errors) == (2, {"null_text": 1})
 
 
-def test_queries_may_have_a_prompt_of_their_own_and_the_model_says_how_to_compare(tmp_path: Path, encoder: Path) -> None:
-    folder = _prompted(tmp_path / "m", encoder)
+def test_queries_may_have_their_prompt_and_the_model_says_how_to_compare(tmp_path: Path, encoder: Path) -> None:
+    folder = with_prompts(tmp_path / "m", encoder)
     settings = folder / "config_sentence_transformers.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"similarity_fn_name": "dot"}))
     documents, queries, judged = _made(1)
@@ -149,17 +153,21 @@ def test_a_model_of_another_task_is_refused(bert: Path, tmp_path: Path) -> None:
         packhorse.evaluate(bert, pa.table({"id": ["a"], "text": ["a"]}), queries={}, qrels="x.tsv")
 
 
-def test_the_command_and_what_it_refuses(tmp_path: Path, encoder: Path) -> None:
+def test_the_command(tmp_path: Path, encoder: Path) -> None:
     documents, queries, judged = _made()
     corpus, asked = _files(tmp_path, documents, queries)
     told = ("eval", encoder, corpus, "--task", "feature-extraction", "--tune", "off", "--queries", asked, "--qrels")
     done = forked(*told, _qrels(tmp_path / "qrels.tsv", judged))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[0] == "ndcg@10"
-    assert "7 of 8 queries measured, 1 without a label, 0 in error" in done.stdout
-    wrong = forked(*told, _qrels(tmp_path / "other.tsv", {"x": {"y": 1}}))
-    assert (wrong.returncode, wrong.stdout) == (1, "")
-    assert "none of its judgments" in wrong.stderr
+    assert "7 of 8 queries measured, 1 not judged, 0 in error" in done.stdout
+
+
+def test_judgments_of_other_queries(tmp_path: Path, encoder: Path) -> None:
+    rows = pa.table({"id": ["a"], "text": ["x"]})
+    with pytest.raises(InputError, match="none of its judgments is of a query and a document that are here"):
+        qrels = _qrels(tmp_path / "other.tsv", {"x": {"y": 1}})
+        packhorse.evaluate(encoder, rows, queries=rows, qrels=qrels, **AS_IT_IS)
 
 
 @pytest.mark.parametrize(

@@ -15,29 +15,41 @@ from packhorse.config import EngineConfig, RunConfig
 from tests.models import save_null_model
 
 NAMES = [
-    "Aligned", "Audit", "Comparison", "Engine", "Explanation", "Exported", "PackhorseError", "RunReport",
-    "Verification", "align", "audit", "bench", "export", "load", "plan", "restore", "run", "unpad", "verify",
+    "Aligned", "Audit", "Comparison", "Engine", "Evaluation", "Explanation", "Exported", "PackhorseError", "Pipeline",
+    "RunReport", "Verification", "align", "audit", "bench", "evaluate", "export", "load", "pipeline", "plan", "restore",
+    "run", "unpad", "verify",
 ]  # fmt: skip
 
 RUN_FLAGS = [
-    "--adapter", "--append", "--attention", "--backend", "--batch-size", "--batching", "--chat", "--choices",
-    "--compile", "--dedup", "--delimiter", "--device-map", "--devices", "--do-sample", "--embedding-format",
-    "--engine", "--exact", "--generation", "--header", "--input-format", "--json-schema", "--keep", "--limit",
-    "--logprobs", "--long", "--max-batch-tokens", "--max-error-rate", "--max-length", "--max-memory",
-    "--max-new-tokens", "--messages-column", "--min-p", "--mirror", "--no-chat", "--no-compile", "--no-dedup",
-    "--no-do-sample", "--no-header", "--no-normalize", "--normalize", "--num-beams", "--num-return-sequences",
-    "--offload-folder", "--on-error", "--onnx-file", "--output", "--output-format", "--output-prefix", "--overwrite",
-    "--pair-column", "--plan", "--pooling", "--precision", "--price-per-hour", "--progress", "--prompt-name",
-    "--provider", "--quantization", "--quantization-options", "--quiet", "--ray", "--ray-workers",
-    "--repetition-penalty", "--retry-errors", "--revision", "--scores", "--seed", "--seed-column", "--shard-rows",
-    "--stop-strings", "--system-prompt",
-    "--task", "--temperature", "--template", "--tensor-parallel", "--text-column", "--tokenizer",
-    "--tokenizer-threads", "--tolerance", "--top-k", "--top-p", "--tune", "-o",
+    "--adapter", "--aggregation", "--append", "--attention", "--backend", "--batch-size", "--batching", "--chat",
+    "--choices", "--combine", "--compile", "--dedup", "--delimiter", "--device-map", "--devices", "--do-sample",
+    "--embedding-format", "--engine", "--exact", "--function-to-apply", "--generation", "--handle-impossible-answer",
+    "--header", "--hypothesis-template", "--ignore-labels", "--input-format", "--json-schema", "--keep", "--labels",
+    "--labels-column", "--limit", "--logprobs", "--long", "--max-answer-len", "--max-batch-tokens",
+    "--max-error-rate", "--max-length", "--max-memory", "--max-new-tokens", "--messages-column", "--min-p",
+    "--mirror", "--multi-label", "--no-chat", "--no-compile", "--no-dedup", "--no-do-sample", "--no-header",
+    "--no-normalize", "--normalize", "--num-beams", "--num-return-sequences", "--offload-folder", "--on-error",
+    "--onnx-file", "--output", "--output-format", "--output-prefix", "--overwrite", "--pair-column", "--plan",
+    "--pooling", "--precision", "--price-per-hour", "--progress", "--prompt-name", "--provider", "--quantization",
+    "--quantization-options", "--quiet", "--ray", "--ray-workers", "--repetition-penalty", "--retry-errors",
+    "--revision", "--scores", "--seed", "--seed-column", "--shard-rows", "--stop-strings", "--stride",
+    "--system-prompt", "--targets", "--task", "--temperature", "--template", "--tensor-parallel", "--text-column",
+    "--tokenizer", "--tokenizer-threads", "--tolerance", "--top-k", "--top-p", "--tune", "-o",
 ]  # fmt: skip
 
 BENCH_FLAGS = [
     "--baseline", "--contenders", "--html", "--json", "--levels", "--max-length", "--model", "--repeat", "--revision",
     "--rows", "--slow-rows", "--task", "--text-column", "--time-limit",
+]  # fmt: skip
+
+EVAL_FLAGS = [
+    "--adapter", "--attention", "--backend", "--batch-size", "--batching", "--combine", "--compile", "--delimiter",
+    "--device-map", "--devices", "--exact", "--function-to-apply", "--handle-impossible-answer", "--header", "--html",
+    "--input-format", "--json", "--label-column", "--limit", "--long", "--max-answer-len", "--max-batch-tokens",
+    "--max-length", "--max-memory", "--no-compile", "--no-header", "--no-normalize", "--normalize", "--offload-folder",
+    "--onnx-file", "--pair-column", "--pooling", "--precision", "--prompt-name", "--provider", "--qrels", "--queries",
+    "--query-prompt-name", "--revision", "--shard-rows", "--stride", "--task", "--text-column", "--tokenizer",
+    "--tokenizer-threads", "--tolerance", "--tune",
 ]  # fmt: skip
 
 EXIT_CODES = {
@@ -106,9 +118,10 @@ def test_flags_of_run() -> None:
 
 
 def test_commands() -> None:
-    assert sorted(_commands()) == ["bench", "doctor", "export", "plan", "run", "verify"]
+    assert sorted(_commands()) == ["bench", "doctor", "eval", "export", "plan", "run", "verify"]
     assert _flags("verify") == []
     assert _flags("bench") == BENCH_FLAGS
+    assert _flags("eval") == EVAL_FLAGS
     assert _flags("doctor") == ["--devices", "--json", "--measure", "--precision", "--revision", "--task"]
 
 
@@ -116,6 +129,14 @@ def test_every_setting_has_its_flag_and_every_flag_its_setting() -> None:
     flags = {f.removeprefix("--").replace("-", "_") for f in RUN_FLAGS if not f.startswith("--no-") and f != "-o"}
     assert flags | {"model", "input"} == set(RunConfig.model_fields)
     assert set(EngineConfig.model_fields) < set(RunConfig.model_fields)
+
+
+def test_every_setting_of_eval_is_one_of_run_and_has_its_flag() -> None:
+    from packhorse.evaluating.opening import SETTINGS
+
+    own = {"--html", "--json", "--label-column", "--qrels", "--queries", "--query-prompt-name"}
+    flags = {f.removeprefix("--").replace("-", "_") for f in EVAL_FLAGS if not f.startswith("--no-") and f not in own}
+    assert flags == set(SETTINGS) < set(RunConfig.model_fields)
 
 
 @pytest.mark.parametrize("kind", COLUMNS)

@@ -9,6 +9,7 @@ import typer
 
 from packhorse.cli.bench import bench
 from packhorse.cli.doctor import doctor
+from packhorse.cli.evaluate import evaluate
 from packhorse.cli.export import export
 from packhorse.cli.plan import plan
 from packhorse.cli.run import run
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 for command in (run, plan, export, verify, bench, doctor):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 @app.callback(invoke_without_command=True)
