@@ -47,16 +47,20 @@ class _Ragged:
         self._parts: list[tuple[Int64s, Float32s]] = []
 
     def put(self, rows: Int64s, values: Float32s) -> None:
-        """Raises RuntimeError where their number is another."""
+        """Raises RuntimeError where their number is another, or they are not one row after the other."""
+        width, is_entries = self._reduction.width, self._reduction.per == "entry"
+        if values.ndim != 2 or values.shape[1] != width:
+            raise RuntimeError(f"the backend gave values of shape {values.shape}, not of width {width}")
+        if is_entries and (np.diff(values[:, 0], prepend=0, append=len(rows) - 1) < 0).any():
+            raise RuntimeError(f"the backend gave entries that are not of {len(rows)} rows, one after the other")
         counts = num_values(self._reduction, self._tokens.take(rows), values)
         assert counts is not None
-        if values.ndim != 2 or len(values) != counts.sum() or values.shape[1] != self._reduction.width:
+        if len(values) != counts.sum():
             raise RuntimeError(
-                f"the backend gave values of shape {values.shape} for {len(rows)} rows, which have {counts.sum()} of "
-                f"width {self._reduction.width}"
+                f"the backend gave values of shape {values.shape} for {len(rows)} rows, which have {counts.sum()}"
             )
         self._lengths[rows] = counts
-        self._parts.append((rows, values[:, 1:] if self._reduction.per == "entry" else values))
+        self._parts.append((rows, values[:, 1:] if is_entries else values))
 
     def all(self) -> Ragged:
         offsets = offsets_of(self._lengths)

@@ -32,12 +32,12 @@ class Counters:
     notes: dict[str, int] = field(default_factory=dict)  # what was not as planned, and in how many shards
     truncated_rows: int = 0
     truncated_tokens: int = 0
-    duplicate_rows: int = 0
+    duplicate_rows: int = 0  # all of whose sequences were computed for others
     real_tokens: int = 0  # of the rows that were computed, special tokens included
     row_tokens: int = 0  # of all rows: duplicates count each time
     computed_tokens: int = 0  # padding included
     batches: int = 0
-    length_rows: dict[str, int] = field(default_factory=dict)  # all rows with tokens, by bucket of histogram.py
+    length_rows: dict[str, int] = field(default_factory=dict)  # all sequences, by bucket of histogram.py
     length_tokens: dict[str, int] = field(default_factory=dict)  # real_tokens by bucket
     length_computed: dict[str, int] = field(default_factory=dict)  # computed_tokens by bucket
     generated_tokens: int = 0

@@ -55,10 +55,14 @@ class Engine:
     2,000 rows or more at once; then bf16 is used if it agrees with fp32 on up to 512 of them.
     """
 
-    def __init__(self, settings: EngineConfig) -> None:
-        """Loads model and tokenizer. Raises UsageError, RefusedError or ModelError."""
+    def __init__(self, settings: EngineConfig, instead_of: Engine | None = None) -> None:
+        """Loads model and tokenizer. instead_of: an engine that is closed, and whose model is taken over where the
+        settings differ only in what a task makes of its values. Raises UsageError, RefusedError or ModelError."""
         self.settings = settings
         self._loader = Loader(settings.on_first_device())
+        if instead_of is not None:
+            self._loader.take_models(instead_of._loader)
+            instead_of.close()
         self._stages: Stages | None = None
         wants_rows = settings.precision in ("auto", "int8", "fp8") or settings.tokenizer == "auto"
         self._is_open = wants_rows and not settings.exact and not self._loader.description.writes

@@ -84,7 +84,8 @@ def _explained(config: RunConfig, loader: Loader, total_rows: float, plan: Plan 
     guess = predicted(loader, total_rows)
     policy = plan.batching if plan else guess.batching
     lengths = loader.material.lengths
-    planned = _planned_rows(lengths[lengths > 0], total_rows)
+    planned_rows, each = min(int(total_rows), MAX_ROWS), loader.material.sequences_per_row
+    planned = _planned(lengths[lengths > 0], planned_rows * each)
     budget = (plan or guess.alternatives[0]).max_batch_tokens
     batches = _batches(planned, policy, budget, config.batch_size)
     computed = sum(b.computed_tokens for b in batches)
@@ -93,16 +94,16 @@ def _explained(config: RunConfig, loader: Loader, total_rows: float, plan: Plan 
         alternatives=(plan.alternatives if plan else ()) or guess.alternatives,
         lengths=by_length(lengths[lengths > 0]), longest=int(lengths.max(initial=0)),
         truncated_rows=loader.material.truncated_rows, batching=policy, num_batches=len(batches),
-        planned_rows=len(planned), batches=_shown(batches),
+        planned_rows=planned_rows, batches=_shown(batches), sequences_per_row=each,
         padding_efficiency=sum(b.real_tokens for b in batches) / computed if computed else 1.0,
         weight_bytes=guess.weight_bytes, batch_bytes=guess.batch_bytes(budget),
         price_per_hour=config.price_per_hour, plan=plan,
     )  # fmt: skip
 
 
-def _planned_rows(lengths: Int64s, total_rows: float) -> Int64s:
-    """Lengths of a shard as the job will have it: drawn from the sample's, a fixed draw."""
-    count = min(int(total_rows), MAX_ROWS) if len(lengths) else 0
+def _planned(lengths: Int64s, sequences: float) -> Int64s:
+    """Lengths of a shard of so many as the job will have it: drawn from the sample's, a fixed draw."""
+    count = round(sequences) if len(lengths) else 0
     return np.random.default_rng(0).choice(lengths, count) if count > len(lengths) else lengths[:count]
 
 

@@ -13,7 +13,7 @@ class BatchFigures:
     """One batch of those that a shard would be cut into."""
 
     number: int
-    rows: int
+    rows: int  # sequences
     shortest: int  # tokens
     longest: int
     real_tokens: int
@@ -28,7 +28,7 @@ class Explanation:
     input: str
     forecast: Forecast
     alternatives: tuple[Alternative, ...]  # the chosen one first
-    lengths: dict[str, int]  # rows of the sample by token length
+    lengths: dict[str, int]  # sequences of the sample by token length: one a row, or several
     longest: int
     truncated_rows: int  # of the sample
     batching: str
@@ -36,6 +36,7 @@ class Explanation:
     planned_rows: int  # rows of it, drawn from the sample's lengths
     batches: list[BatchFigures] = field(default_factory=list)
     padding_efficiency: float = 1.0
+    sequences_per_row: float = 1.0
     weight_bytes: int | None = None
     batch_bytes: int | None = None
     price_per_hour: float | None = None

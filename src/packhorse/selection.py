@@ -14,7 +14,7 @@ from packhorse.errors import UsageError
 from packhorse.files import is_folder, lies_in
 from packhorse.outputs.manifest import RunFolder
 from packhorse.prompts import PromptSource, make_prompts
-from packhorse.readers.columns import guess_text_column
+from packhorse.readers.columns import check_text, guess_text_column
 from packhorse.readers.lists import column_inputs, holds_lists
 from packhorse.readers.sample import Sample, TextsOf, take_sample
 from packhorse.shard import output_fields
@@ -136,6 +136,8 @@ def _inputs(config: RunConfig, about: ModelDescription, schema: pa.Schema, promp
                 f"{task} reads two columns, and none is named {' or '.join(usual)}: say {flag} NAME. The input has: "
                 + ", ".join(schema.names)
             )
+    elif task == "zero-shot-classification" and pair is not None:
+        raise UsageError(f"--pair-column {pair}: {task} reads one text; labels of each row are --labels-column {pair}")
     elif task == "zero-shot-classification" and config.labels is None:
         raise UsageError(f"{task}: which labels? --labels a,b,c, or --labels-column NAME")
     if task == "token-classification" and text in schema.names and holds_lists(schema.field(text)):
@@ -165,8 +167,8 @@ def _labels_column(config: RunConfig, task: str, schema: pa.Schema) -> str:
     if config.labels is not None or config.pair_column is not None:
         other = "--labels" if config.labels is not None else "--pair-column"
         raise UsageError(f"--labels-column {name} and {other}: say it once")
-    if name not in schema.names:
-        raise UsageError(f"--labels-column {name}: no such column; the input has {', '.join(schema.names)}")
+    if name not in schema.names or not holds_lists(schema.field(name)):
+        check_text(schema, "--labels-column", name)
     return name
 
 

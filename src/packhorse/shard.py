@@ -30,7 +30,7 @@ from packhorse.readers.cut import ShardRows
 from packhorse.readers.lists import column_inputs
 from packhorse.sequences import Results, Tokenized, Values, Vocabulary
 from packhorse.stages import Detokenize, GeneratingTask, Generator, LoadedModel, OnBatch, Planner, Task, Tokenizer
-from packhorse.tokenize.dedup import Unique, all_rows, unique_rows
+from packhorse.tokenize.dedup import Unique, all_rows, num_duplicates, unique_rows
 from packhorse.tokenize.fast import Retokenized
 
 ERROR_TYPE = pa.struct([("kind", pa.large_string()), ("message", pa.large_string())])
@@ -178,7 +178,7 @@ def prepare(rows: ShardRows, stages: Stages, budget: Budget) -> Prepared:
         unique = unique_rows(tokenized.tokens) if stages.dedups else all_rows(tokenized.tokens)
     lengths = tokenized.tokens.lengths
     counters.truncated_rows, counters.truncated_tokens = tokenized.truncated_rows, tokenized.truncated_tokens
-    counters.duplicate_rows = int((unique.inverse >= 0).sum()) - len(unique.rows)
+    counters.duplicate_rows = num_duplicates(unique, tokenized.row_of)
     counters.real_tokens, counters.row_tokens = int(lengths[unique.rows].sum()), int(lengths.sum())
     counters.length_rows = by_length(lengths)
     counters.length_tokens = by_length(lengths[unique.rows], lengths[unique.rows])

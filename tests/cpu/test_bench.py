@@ -38,8 +38,7 @@ def _forked_contenders() -> Iterator[None]:
     """A contender's process is a fork: starting it and ending it is tested in tests/null/test_comparison.py."""
 
     def wait(command: list[str], log: Path, limit_s: float | None) -> int:
-        module, job_file = command[2:]
-        child = fork_server.start([job_file], os.environ | {"HF_HUB_OFFLINE": "1"}, module)
+        child = fork_server.start([command[-1]], os.environ | {"HF_HUB_OFFLINE": "1"}, "tests.cpu.bench_child")
         log.write_text("".join(child.communicate(limit_s or DEADLINE_S)))
         assert child.returncode is not None
         return child.returncode

@@ -15,6 +15,7 @@ import packhorse
 from packhorse.devices.cores import core_groups
 from packhorse.devices.host import cpu_precisions, num_cores
 from packhorse.errors import InterruptedRunError, UsageError
+from packhorse.executors import process
 from packhorse.executors.local import Stop
 from packhorse.jobs import dividing
 from packhorse.jobs import job as one_job
@@ -22,8 +23,9 @@ from packhorse.jobs.spreading import shared
 from packhorse.outputs.records import unsealed
 from packhorse.plans import Plan
 from tests.cpu import reference
+from tests.cpu.workers import forked_workers
 from tests.models import save_classifier
-from tests.null.devices import deadline, workers_of
+from tests.null.devices import deadline
 from tests.null.runs import AfterLooks, parts
 from tests.writers_of_text import CHAT, save_writer
 from tests.writers_of_text import texts as prompts
@@ -33,9 +35,8 @@ TEXTS = [text for _ in range(3) for text in reference.texts_of_all_lengths(64)]
 
 @pytest.fixture(autouse=True)
 def _never_hangs() -> Iterator[None]:
-    with deadline(120):
+    with deadline(120), forked_workers(process):
         yield
-    assert not workers_of()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from packhorse.doctor.limits import cpu_limit, disk, limit_notes, memory_limit, 
 from packhorse.doctor.packages import installed, tried
 from packhorse.doctor.placing import place_model
 from packhorse.errors import HostileModelError, ModelError, PackhorseError, UsageError
-from tests.cpu.command import ENVIRONMENT, packhorse
+from tests.cpu.command import ENVIRONMENT, forked
 from tests.models import save_null_model
 
 
@@ -210,7 +210,7 @@ def test_a_device_that_is_not_here(bert: Path) -> None:
 
 def test_the_command_as_json(bert: Path, tmp_path: Path) -> None:
     home = ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path), "OMP_WAIT_POLICY": "ACTIVE", "HF_HUB_OFFLINE": "0"}
-    done = packhorse("doctor", bert, "--json", env=home)
+    done = forked("doctor", bert, "--json", env=home)
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert found["model"]["fits"] is True and found["ceilings"] == []
@@ -225,7 +225,7 @@ def test_the_command_as_json(bert: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_as_text() -> None:
-    done = packhorse("doctor")
+    done = forked("doctor")
     assert (done.returncode, done.stderr) == (0, "")
     for heading in ("machine", "devices", "ceilings", "what works", "versions", "environment"):
         assert f"\n{heading}\n" in "\n" + done.stdout
@@ -233,5 +233,5 @@ def test_the_command_as_text() -> None:
 
 
 def test_a_model_that_is_not_there_ends_the_command() -> None:
-    done = packhorse("doctor", "./nothing")
+    done = forked("doctor", "./nothing")
     assert done.returncode == 2 and "no such folder" in done.stderr

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, pipeline
 
 import packhorse
@@ -70,6 +71,8 @@ def check(predictions: list[list[dict[str, Any]]], expected: list[Any]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_pipeline(tmp_path: Path, kind: str) -> None:
+    if kind == "deberta-v2-lm" and transformers.__version__.startswith("5.3."):
+        pytest.skip("transformers 5.3 cannot load this head itself: it looks for a weight that the head does not have")
     folder = save_masked(tmp_path, kind)
     filler = pipeline("fill-mask", model=str(folder))
     with packhorse.load(folder, task="fill-mask") as engine:

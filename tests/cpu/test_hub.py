@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cpu.command import Done, forked, parts, write_rows
-from tests.fork_server import TORCH
+from tests.fork_server import TORCH, TRANSFORMERS
 from tests.hub_server import Hub, files_of, serving
 from tests.models import save_null_model
 
@@ -41,7 +41,8 @@ class Machine:
         names = arguments if arguments and not str(arguments[0]).startswith("-") else (NAME, *arguments)
         where = output or self.output
         arguments = ("run", names[0], self.rows, "-o", f"{where}/", *names[1:])
-        return forked(*arguments, env=self.environment(**variables), preload=TORCH)
+        preload = TRANSFORMERS if isinstance(names[0], Path) else TORCH  # a folder asks no hub
+        return forked(*arguments, env=self.environment(**variables), preload=preload)
 
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}

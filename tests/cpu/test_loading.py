@@ -37,7 +37,7 @@ def test_the_task_is_read_from_the_architecture(tmp_path: Path, architecture: st
         assert engine.task == task
 
 
-@pytest.mark.parametrize("architectures", [["BertForMaskedLM"], ["BertForTokenClassification"], [], None])
+@pytest.mark.parametrize("architectures", [["BertForMultipleChoice"], ["BertForPreTraining"], [], None])
 def test_without_a_task_in_the_config_the_message_offers_the_flag(tmp_path: Path, architectures: Any) -> None:
     folder = save_null_model(tmp_path)
     embedders.edit_json(folder / "config.json", architectures=architectures)

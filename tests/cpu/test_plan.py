@@ -58,6 +58,26 @@ def test_the_sample_is_described_as_it_is(bert: Path, rows: Path) -> None:
     assert found.batches[-1].number == found.num_batches - 1
 
 
+def test_rows_and_sequences_are_told_apart(bert: Path, tmp_path: Path) -> None:
+    """Each row is three windows: 62 tokens, 62, and the rest of them."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from packhorse.report.plan_text import print_explanation
+
+    rows = write_rows(tmp_path / "in.parquet", 50, text=["good film " * 75] * 50)
+    found = explain(bert, rows, long="windows", stride=0)
+    assert (found.forecast.sample_rows, found.planned_rows, found.sequences_per_row) == (50, 50, 3.0)
+    assert found.forecast.tokens == 50 * (150 + 3 * 2)
+    assert sum(found.lengths.values()) == sum(batch.rows for batch in found.batches) == 150
+    page = StringIO()
+    print_explanation(found, Console(file=page, width=200))
+    assert "about 50 rows, 7,800 tokens; 50 rows were looked at" in page.getvalue()
+    assert "tokens a sequence" in page.getvalue()
+    assert "of a shard of 50 rows, 3.0 sequences each" in page.getvalue()
+
+
 def test_cost_is_the_price_of_the_predicted_time(bert: Path, rows: Path) -> None:
     found = explain(bert, rows, price_per_hour=36.0)
     assert found.forecast.total_s and found.cost == pytest.approx(found.forecast.total_s / 100)

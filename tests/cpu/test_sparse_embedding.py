@@ -260,3 +260,29 @@ def test_rows_without_any_weight_are_empty_and_known() -> None:
         counts = num_values(reduction, tokens, found)
         assert counts is not None
         assert counts.tolist() == np.maximum((expected > 0).sum(1), 1).tolist()
+
+
+@pytest.mark.parametrize("strategy", ["max", "sum"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_with_its_row(strategy: str, wrong: float) -> None:
+    """A sum over tokens is a product with zeros and ones: 0 x NaN is NaN."""
+    import torch
+
+    from packhorse.backends.torch.vocabulary import reduce
+    from packhorse.data import Reduction
+
+    lengths = torch.tensor([3, 2, 4])
+    logits = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    logits[4, 1] = wrong
+    nothing = torch.empty(0, dtype=torch.int64)
+    entries = reduce(
+        Reduction("sparse", 3, pooling=(strategy,)), logits, lengths, nothing, nothing, lambda hidden: hidden
+    ).numpy()
+    found = np.zeros((3, 5), np.float32)
+    found[entries[:, 0].astype(int), entries[:, 1].astype(int)] = entries[:, 2]
+    weights = np.log1p(np.maximum(logits.numpy(), 0))
+    for row, (begin, end) in enumerate([(0, 3), (3, 5), (5, 9)]):
+        wanted = getattr(weights[begin:end], strategy)(0)
+        assert np.isfinite(found[row]).all() == (row != 1)
+        if row != 1:
+            np.testing.assert_allclose(found[row], wanted, rtol=1e-6)

@@ -19,19 +19,28 @@ import pyarrow.parquet as pq
 import pytest
 
 import packhorse
+from packhorse.backends.torch.parallel import process
 from packhorse.backends.torch.parallel.models import ParallelGenerator
 from packhorse.config import EngineConfig, validated
 from packhorse.data import Tokens, offsets_of
 from packhorse.errors import UsageError, WorkerDiedError
 from packhorse.generation import Prompts
 from packhorse.loading import Loader
+from tests.cpu.workers import forked_workers
 from tests.models import WORDS, save_tokenizer
 from tests.writers_of_text import Reference, save_writer, texts
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.slow  # two processes import torch for each model
+pytestmark = pytest.mark.slow  # two processes for each model
 
 NEW_TOKENS, PROMPTS = 16, 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked_ranks() -> Iterator[None]:
+    """Ranks from nothing: test_ranks_end_with_the_process_that_started_them."""
+    with forked_workers(process):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.tokenize.dedup import all_rows, unique_rows
+from packhorse.tokenize.dedup import all_rows, num_duplicates, unique_rows
 from tests.null.test_tokens import Rows, tokens_of
 
 # Few different ids and lengths, so that many rows are equal, or equal but for one place.
@@ -51,3 +51,17 @@ def test_many_rows_of_many_lengths() -> None:
     rows = [rng.integers(0, 3, rng.integers(0, 9)).tolist() for _ in range(5_000)]
     unique = unique_rows(tokens_of(rows))
     assert (unique.rows.tolist(), unique.inverse.tolist()) == reference([tuple(row) for row in rows])
+
+
+@given(SIMILAR_ROWS, st.data())
+def test_a_row_is_a_duplicate_where_others_stand_for_all_of_its_sequences(sequences: Rows, data: st.DataObject) -> None:
+    row_of = sorted(data.draw(st.lists(st.integers(0, 5), min_size=len(sequences), max_size=len(sequences))))
+    seen: set[tuple] = set()
+    news: dict[int, bool] = {}
+    for row, ids in zip(row_of, map(tuple, sequences), strict=True):
+        if ids:
+            news[row] = news.get(row, False) or ids not in seen
+            seen.add(ids)
+    unique = unique_rows(tokens_of(sequences))
+    assert num_duplicates(unique, np.array(row_of, np.int64)) == len(news) - sum(news.values())
+    assert num_duplicates(unique, None) == sum(map(bool, sequences)) - len(unique.rows)

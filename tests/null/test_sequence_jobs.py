@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from packhorse.errors import RowFailedError
+from packhorse.errors import RowFailedError, UsageError
 from tests.models import save_null_model, word_piece_tokenizer
 from tests.null.reference import MAX_LENGTH, Prediction, checksum, predicted, some_texts
 from tests.null.runs import parts, rows_of, run, run_until_stopped
@@ -144,3 +144,37 @@ def test_labels_of_a_job(tmp_path: Path) -> None:
 def test_the_first_error_stops_a_job_that_is_to_fail(null_model: Path, tmp_path: Path) -> None:
     with pytest.raises(RowFailedError):
         run(null_model, ROWS, tmp_path, **WINDOWS, on_error="fail")
+
+
+def test_a_row_counts_as_a_duplicate_once_and_the_page_tells_of_sequences(tmp_path: Path) -> None:
+    """Sequences of which others have the tokens are more than the rows."""
+    settings = {**JOB, "task": "zero-shot-classification", "labels": LABELS}
+    rows = pa.table({"text": ["good film"] * 20 + ["dull"] * 10, "number": range(30)})
+    report = run(save_nli(tmp_path / "model"), rows, tmp_path / "out", **settings)
+    assert (report.rows, report.counters.duplicate_rows) == (30, 30 - 3)  # two shards: the second has both texts
+    page = (tmp_path / "out" / "_packhorse" / "report.html").read_text()
+    assert "Sequence lengths and padding" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    {
+        "twice": ({"labels": ["good", "bad", "good"]}, "--labels 'good,bad,good': 'good' stands there twice"),
+        "pair": ({"labels": ["good"], "pair_column": "more"}, "labels of each row are --labels-column more"),
+        "numbers": ({"labels_column": "number"}, "--labels-column number: the column is int64, not text"),
+        "missing": ({"labels_column": "tags"}, "--labels-column tags: no such column"),
+    }.values(),
+)  # fmt: skip
+def test_labels_that_are_none(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    rows = ROWS.append_column("more", pa.array(["good, bad"] * 120))
+    with pytest.raises(UsageError, match=words):
+        run(save_nli(tmp_path / "model"), rows, tmp_path / "out", task="zero-shot-classification", **JOB, **settings)
+
+
+def test_a_list_of_labels_with_a_null_in_it(tmp_path: Path) -> None:
+    rows = pa.table({"text": ["good film"] * 2, "tags": [["good", None], ["good"]]})
+    settings = {**JOB, "task": "zero-shot-classification", "labels_column": "tags", "max_error_rate": 1.0}
+    run(save_nli(tmp_path / "model"), rows, tmp_path / "out", **settings)
+    first, second = (row["error"] for row in rows_of(tmp_path / "out"))
+    assert first == {"kind": "not_text", "message": "column 'tags': a list with a null in it, not of strings alone"}
+    assert second is None

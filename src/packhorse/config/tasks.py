@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -69,6 +70,9 @@ class TaskSettings(BaseModel):
         for flag, values in (("--labels", self.labels), ("--targets", self.targets)):
             if values is not None and (not values or "" in values):
                 raise ValueError(f"{flag} {','.join(values)!r}: at least one, none of them empty")
+        twice = [label for label, count in Counter(self.labels or ()).items() if count > 1]
+        if twice:
+            raise ValueError(f"--labels {','.join(self.labels or ())!r}: {twice[0]!r} stands there twice")
         return self
 
 

@@ -31,6 +31,8 @@ def check_settings(s: EngineConfig, about: ModelDescription, backend: str, preci
     if s.compile and backend != "torch":
         raise UsageError(f"--compile: belongs to --backend torch, this is {backend}")
     _check_placing(s, backend)
+    if about.task == "token-classification" and about.architecture.endswith("ForSequenceClassification"):
+        raise UsageError(f"--task {about.task}: this model is a {about.architecture}: it labels texts, not tokens")
     if backend == "vllm" and not about.writes:
         raise UsageError(f"--backend vllm: only generates, and this model does {about.task}: take --backend torch")
     if about.writes:

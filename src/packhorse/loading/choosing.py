@@ -119,7 +119,7 @@ class _Choice:
 
     @property
     def _sample_rows(self) -> int:
-        return len(self._loader.material.lengths)
+        return self._loader.material.num_seen
 
     def _asked(self) -> Chosen:
         """A precision asked for by name is compared with fp32 too, where the job is long enough to pay for it."""

@@ -13,6 +13,7 @@ from packhorse.backends import choose_backend, find_backend
 from packhorse.batching import planner
 from packhorse.batching.fixed import DEFAULT_BATCH_SIZE
 from packhorse.config import EngineConfig
+from packhorse.config.tasks import OF_TASKS
 from packhorse.data import ModelDescription
 from packhorse.devices.host import num_cores
 from packhorse.errors import ChangedError, UsageError
@@ -96,6 +97,13 @@ class Loader:
     def generator(self, precision: str) -> Generator:
         """One that writes."""
         return cast(Generator, self.any_model(precision))
+
+    def take_models(self, other: Loader) -> None:
+        """Those of a loader whose settings differ in what a task makes of a model's values alone."""
+        ours, theirs = (x.settings.model_dump(exclude=set(OF_TASKS)) for x in (self, other))
+        is_same = ours == theirs and self.material.reduction() == other.material.reduction()
+        if is_same and not self.description.writes and self.is_set_to(other.workers, other.threads, other.compiled):
+            self._models, other._models = other._models, {}
 
     @property
     def loaded(self) -> frozenset[str]:

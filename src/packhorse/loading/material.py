@@ -68,10 +68,11 @@ class Material:
         if self._adapter is not None:
             check_base(self._adapter.name, self.description.folder, settings.backend)
         self.rows = NO_ROWS  # up to 512, spread over the lengths
-        self.lengths: Int64s = np.empty(0, np.int64)  # of all that were seen
+        self.lengths: Int64s = np.empty(0, np.int64)  # of all sequences that were seen
         self.longest: int | None = None  # tokens, where no row is longer
         self.truncated_rows = 0  # of those that were seen
         self.sequences_per_row = 1.0
+        self.num_seen = 0  # rows
         self._texts: list[str | None] = []
         self._pairs: list[str | None] | None = None
         self._parts: TokenizerParts | None = None
@@ -99,7 +100,7 @@ class Material:
         self.sequences_per_row = tokens.num_rows / len(texts) if tokens.num_rows else 1.0
         self.longest = int(tokens.lengths.max(initial=0)) or None if is_whole else None
         self.lengths, self.rows = tokens.lengths, tokens.take(stratified(tokens.lengths))
-        self._texts, self._pairs, self._choice = texts, pairs, None
+        self._texts, self._pairs, self._choice, self.num_seen = texts, pairs, None, len(texts)
 
     def job_size(self, total_rows: float) -> JobSize:
         """Of a job of so many rows like those that were seen."""

@@ -49,12 +49,12 @@ def predicted(loader: Loader, total_rows: float) -> Guess:
     loaders, candidates, unfit = families(loader)
     bench = _Imagined(loaders, default, cost, parameters, layout)
     if not cost.per_token or not bench.predict(default).tokens_per_s:
-        unknown = Forecast(rows=job.rows, tokens=job.tokens, sample_rows=len(loader.material.lengths))
+        unknown = Forecast(rows=job.rows, tokens=job.tokens, sample_rows=loader.material.num_seen)
         return Guess((_unknown(default),), unknown, layout, weights, per_token)
     are_enough = job.rows >= MIN_JOB_ROWS
     decision = search(candidates, default, job, bench, "quick" if are_enough else "off", cores=1, budgets=NO_KNOBS)
     forecast = Forecast(
-        rows=job.rows, tokens=job.tokens, sample_rows=len(loader.material.lengths),
+        rows=job.rows, tokens=job.tokens, sample_rows=loader.material.num_seen,
         tokens_per_s=decision.chosen_rate, total_s=decision.chosen_total_s, source="predicted",
     )  # fmt: skip
     listed = decision.alternatives if are_enough else map(_too_few, decision.alternatives)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from packhorse.pipelines.task import Given, Row, one_input
+from packhorse.pipelines.task import Given, Row, of_tokenizer, one_input
 
 ENGINE_TASK = "multi-vector-embedding"
+TOGETHER = 1_024  # a text's vectors are 10,000 times as large as itself
 
 
 def parameters() -> frozenset[str]:
@@ -22,7 +23,7 @@ def parameters() -> frozenset[str]:
 
 
 def settings(given: Given) -> dict[str, Any]:
-    return {"normalize": False}
+    return {"normalize": False, "max_length": of_tokenizer("feature-extraction", given, "tokenize_kwargs")}
 
 
 def inputs(args: Sequence[Any], given: dict[str, Any]) -> Any:
@@ -34,22 +35,22 @@ def row(item: Any, given: Given) -> Row:
 
 
 def results(table: pa.Table, items: Sequence[Any], given: Given) -> list[Any]:
+    arrays = (_array(vectors) for chunk in table["embeddings"].chunks for vectors in chunk)
     if not given.get("return_tensors"):
-        return [[vectors] for vectors in table["embeddings"].to_pylist()]
+        return [[array.tolist()] for array in arrays]
     import torch
 
-    column = table["embeddings"].combine_chunks()
-    return [torch.from_numpy(_array(vectors))[None] for vectors in column]
+    return [torch.from_numpy(array.copy())[None] for array in arrays]
 
 
 def _array(vectors: pa.Scalar) -> np.ndarray:
-    """[tokens, width]."""
+    """[tokens, width] of one text."""
     flat = vectors.values
     made: np.ndarray = flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), -1)
-    return made.copy()
+    return made
 
 
-def single(result: Any, item: Any, given: Given) -> Any:
+def single(result: Any, item: Any, called: Given) -> Any:
     return result
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from packhorse.pipelines.task import Given, Row, one_input
+from packhorse.pipelines.task import Given, Row, of_tokenizer, one_input
 
 
 def parameters() -> frozenset[str]:
@@ -16,9 +16,9 @@ def parameters() -> frozenset[str]:
 
 
 def settings(given: Given) -> dict[str, Any]:
-    """tokenizer_kwargs say how texts are cut: they always are, at the model's length."""
     targets = given.get("targets")
-    made: dict[str, Any] = {"top_k": given.get("top_k")}
+    max_length = of_tokenizer("fill-mask", given, "tokenizer_kwargs")
+    made: dict[str, Any] = {"top_k": given.get("top_k"), "max_length": max_length}
     return made if targets is None else made | {"targets": (targets,) if isinstance(targets, str) else tuple(targets)}
 
 
@@ -34,7 +34,7 @@ def results(table: pa.Table, items: Sequence[Any], given: Given) -> list[Any]:
     return [masks[0] if len(masks) == 1 else masks for masks in table["predictions"].to_pylist()]
 
 
-def single(result: Any, item: Any, given: Given) -> Any:
+def single(result: Any, item: Any, called: Given) -> Any:
     return result
 
 

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
+from packhorse.errors import UsageError
+
+CUT = ("truncation", "padding", "max_length")
 Given = Mapping[str, Any]  # parameters of a call, those of the pipeline's making below them
 
 
@@ -25,8 +28,22 @@ class PipelineTask(Protocol):
     def inputs(self, args: Sequence[Any], given: dict[str, Any]) -> Any: ...  # of a call; takes what it uses of given
     def row(self, item: Any, given: Given) -> Row: ...
     def results(self, table: pa.Table, items: Sequence[Any], given: Given) -> list[Any]: ...  # no row is in error
-    def single(self, result: Any, item: Any, given: Given) -> Any: ...  # of a call with one item that is no list
+    def single(self, result: Any, item: Any, called: Given) -> Any: ...  # of a call with one item, and its parameters
     def together(self, results: list[Any], items: Sequence[Any]) -> Any: ...  # of a call with a list
+
+
+def of_tokenizer(task: str, given: Given, *names: str) -> int | None:
+    """max_length of the parameters that say how a text is cut, alone or in a dictionary of one of these names. That a
+    text is cut and padded where it has to be is so in any case. Raises UsageError for others."""
+    told = dict(given)
+    for name in names:
+        told |= given.get(name) or {}
+    for name in names:
+        unknown = [key for key in given.get(name) or {} if key not in CUT]
+        if unknown:
+            raise UsageError(f"{task}: {name}[{unknown[0]!r}] is not done here; there are {', '.join(CUT)}")
+    length: int | None = told.get("max_length")
+    return length
 
 
 def one_input(args: Sequence[Any], given: dict[str, Any], *names: str) -> Any:

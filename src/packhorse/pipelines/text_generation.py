@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from packhorse.pipelines.generated import inputs, outputs, parameters, row, settings
+from packhorse.pipelines.generated import goes_on, inputs, merged, outputs, parameters, row, settings
 from packhorse.pipelines.task import Given
 
-__all__ = ["inputs", "parameters", "results", "row", "settings", "single", "together"]
+__all__ = ["inputs", "merged", "parameters", "results", "row", "settings", "single", "together"]
 
 
 def results(table: pa.Table, items: Sequence[Any], given: Given) -> list[Any]:
@@ -23,10 +23,16 @@ def results(table: pa.Table, items: Sequence[Any], given: Given) -> list[Any]:
 
 
 def _whole(item: Any, text: str) -> Any:
-    return item + text if isinstance(item, str) else [*item, {"role": "assistant", "content": text}]
+    if isinstance(item, str):
+        return item + text
+    if not goes_on(item):
+        return [*item, {"role": "assistant", "content": text}]
+    *before, last = item
+    more = text if isinstance(last["content"], str) else [{"type": "text", "text": text}]
+    return [*before, {"role": last["role"], "content": last["content"] + more}]
 
 
-def single(result: Any, item: Any, given: Given) -> Any:
+def single(result: Any, item: Any, called: Given) -> Any:
     return result
 
 

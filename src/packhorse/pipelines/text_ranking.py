@@ -38,7 +38,7 @@ def results(table: pa.Table, items: Sequence[Any], given: Given) -> list[Any]:
     return list(table.column(0).to_pylist())
 
 
-def single(result: Any, item: Any, given: Given) -> Any:
+def single(result: Any, item: Any, called: Given) -> Any:
     return result
 
 

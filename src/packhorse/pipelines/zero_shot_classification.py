@@ -23,7 +23,7 @@ def inputs(args: Sequence[Any], given: dict[str, Any]) -> Any:
     if len(args) == 2 and "candidate_labels" not in given:
         given["candidate_labels"] = args[1]
         args = args[:1]
-    return one_input(args, given, "sequences")
+    return one_input(args, given, "sequences", "inputs")
 
 
 def row(item: Any, given: Given) -> Row:
@@ -44,7 +44,7 @@ def results(table: pa.Table, items: Sequence[Any], given: Given) -> list[Any]:
     ]
 
 
-def single(result: Any, item: Any, given: Given) -> Any:
+def single(result: Any, item: Any, called: Given) -> Any:
     return result
 
 

@@ -109,7 +109,7 @@ def guess_text_column(schema: pa.Schema, asked: str | None, pair: str | None) ->
         raise UsageError("the input is empty: it has no rows and not even columns, so there is nothing to run")
     for role, name in (("--text-column", asked), ("--pair-column", pair)):
         if name is not None:
-            _check_text(schema, role, name)
+            check_text(schema, role, name)
     if asked is not None:
         return asked
     texts = [f.name for f in schema if is_text(f.type) and not is_json_text(f) and f.name not in (pair, RESCUED)]
@@ -122,7 +122,8 @@ def guess_text_column(schema: pa.Schema, asked: str | None, pair: str | None) ->
     raise UsageError(f"which column has the text? {many}. Say --text-column NAME. The input has: {listing}")
 
 
-def _check_text(schema: pa.Schema, role: str, name: str) -> None:
+def check_text(schema: pa.Schema, role: str, name: str) -> None:
+    """role: the flag that names the column. Raises UsageError where there is no such column of text."""
     if name not in schema.names:
         raise UsageError(f"{role} {name}: no such column; the input has {', '.join(schema.names)}")
     field = schema.field(name)
@@ -136,7 +137,8 @@ def list_error(value: Any) -> RowError | None:
         return RowError("not_a_list", f"a {type(value).__name__}, not a list of strings")
     other = next((item for item in value if not isinstance(item, str)), "")
     if not isinstance(other, str):
-        return RowError("not_text", f"a list with a {type(other).__name__} in it, not of strings alone")
+        kind = "null" if other is None else type(other).__name__
+        return RowError("not_text", f"a list with a {kind} in it, not of strings alone")
     if any(map(has_lone_surrogate, value)):
         return RowError("lone_surrogate", "one of the list's texts has half a surrogate pair, which is no character")
     return None

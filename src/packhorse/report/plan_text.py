@@ -27,7 +27,7 @@ def _parts(e: Explanation) -> Iterator[RenderableType]:
         f"about {e.forecast.rows:,.0f} rows, {e.forecast.tokens:,.0f} tokens; {e.forecast.sample_rows:,} rows were "
         f"looked at, in {duration(e.seconds)}; nothing was run"
     )
-    yield Text("\ntokens a row", style="bold")
+    yield Text(f"\ntokens a {_counted(e)}", style="bold")
     yield from _histogram(e.lengths)
     if e.truncated_rows:
         yield Text(f"{e.truncated_rows} of {e.forecast.sample_rows} rows are longer than the model and will be cut")
@@ -37,10 +37,16 @@ def _parts(e: Explanation) -> Iterator[RenderableType]:
     yield Text("\nways", style="bold")
     yield _ways(e.alternatives)
     yield from (Text(f"  {way(a, e.alternatives)}: {a.reason}") for a in e.alternatives if a.reason)
-    yield Text(f"\nbatches ({e.batching}), of a shard of {e.planned_rows:,} rows", style="bold")
+    of_each = "" if _counted(e) == "row" else f", {e.sequences_per_row:,.1f} sequences each"
+    yield Text(f"\nbatches ({e.batching}), of a shard of {e.planned_rows:,} rows{of_each}", style="bold")
     yield _batches(e)
     yield Text("\nwhat it takes", style="bold")
     yield from (Text(f"  {name:<10} {text}") for name, text in _takes(e))
+
+
+def _counted(e: Explanation) -> str:
+    """What has a length, and is batched: a row, or one of its windows, labels or masked tokens."""
+    return "sequence" if e.sequences_per_row > 1 else "row"
 
 
 def _writing(e: Explanation) -> Iterator[RenderableType]:
@@ -137,7 +143,7 @@ def difference(alternative: Alternative) -> str:
 
 def _batches(e: Explanation) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("  batch", "rows", "lengths", "tokens", "padding efficiency"):
+    for name in ("  batch", f"{_counted(e)}s", "lengths", "tokens", "padding efficiency"):
         table.add_column(name, justify="right")
     for b in e.batches:
         lengths = f"{b.shortest}" if b.shortest == b.longest else f"{b.shortest}-{b.longest}"

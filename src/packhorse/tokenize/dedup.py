@@ -17,6 +17,15 @@ class Unique(NamedTuple):
     inverse: Int64s
 
 
+def num_duplicates(unique: Unique, row_of: Int64s | None) -> int:
+    """How many rows cost nothing, since others stand for all of their sequences. row_of: [sequences] the row of each;
+    None: sequence i is row i."""
+    has_tokens = np.flatnonzero(unique.inverse >= 0)
+    if row_of is None:
+        return len(has_tokens) - len(unique.rows)
+    return len(np.unique(row_of[has_tokens])) - len(np.unique(row_of[unique.rows]))
+
+
 def all_rows(tokens: Tokens) -> Unique:
     """Every row that has tokens stands for itself."""
     has_tokens = tokens.lengths > 0

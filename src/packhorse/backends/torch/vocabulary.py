@@ -5,6 +5,7 @@ All logits of 4,096 tokens over a vocabulary of 30,522 would be 500 MB.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -86,10 +87,15 @@ def _saturated(reduction: Reduction, values: torch.Tensor) -> torch.Tensor:
 
 def _add(sums: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
     """sums: [n, V], rows: [m] ascending, values: [m, V]. A matrix product: index_add_ on CUDA adds in any order, and a
-    second run would give other bytes."""
+    second run would give other bytes. 0 x NaN is NaN there: a row's must not become those of the others."""
     first, last = int(rows[0]), int(rows[-1])
-    here = torch.arange(first, last + 1, device=rows.device)
-    sums[first : last + 1] += (here[:, None] == rows).float() @ values
+    is_of = torch.arange(first, last + 1, device=rows.device)[:, None] == rows
+    added = is_of.float() @ values
+    if not added.isfinite().all():
+        is_wrong = ~values.isfinite().all(1)
+        added = is_of.float() @ values.masked_fill(is_wrong[:, None], 0.0)
+        added.masked_fill_((is_of & is_wrong).any(1, keepdim=True), math.nan)
+    sums[first : last + 1] += added
 
 
 def _entries(weights: torch.Tensor) -> torch.Tensor:
