@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from packhorse.data import Float32s, Int64s, Reduction, Tokens, offsets_of
+from packhorse.data import Float32s, Int64s, Reduction, Tokens, offsets_of, ranges
 from packhorse.sequences import Ragged, Values, num_values
 
 
@@ -67,8 +67,6 @@ class _Ragged:
         width = self._reduction.width - (self._reduction.per == "entry")
         values = np.empty((int(offsets[-1]), width), np.float32)
         for rows, part in self._parts:
-            lengths = self._lengths[rows]
-            starts = offsets[rows] - offsets_of(lengths)[:-1]
-            values[np.repeat(starts, lengths) + np.arange(len(part))] = part
+            values[ranges(offsets[rows], self._lengths[rows])] = part
         self._parts = []
         return Ragged(values, offsets)

@@ -99,24 +99,20 @@ class Tokens:
     def take(self, rows: Int64s) -> Tokens:
         """The given rows in the given order."""
         lengths = self.lengths[rows]
-        offsets = offsets_of(lengths)
-        where = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return self._at(where, offsets)
+        return self._at(ranges(self.offsets[rows], lengths), lengths)
 
     def first(self, most: int | Int64s) -> Tokens:
         """Of each row no more than its first tokens. most: of any row, or [n] of each."""
         lengths: Int64s = np.minimum(self.lengths, most)
-        offsets = offsets_of(lengths)
-        where = np.repeat(self.offsets[:-1] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return self._at(where, offsets)
+        return self._at(ranges(self.offsets[:-1], lengths), lengths)
 
     def where(self, is_kept: Bools, lengths: Int64s) -> Tokens:
         """The tokens that are kept, [T] of bool; lengths: [n] of the rows then."""
-        return self._at(is_kept, offsets_of(lengths))
+        return self._at(is_kept, lengths)
 
-    def _at(self, where: np.ndarray, offsets: Int64s) -> Tokens:
-        type_ids = None if self.type_ids is None else self.type_ids[where]
-        return Tokens(self.ids[where], offsets, type_ids, None if self.targets is None else self.targets[where])
+    def _at(self, where: np.ndarray, lengths: Int64s) -> Tokens:
+        type_ids, targets = (None if x is None else x[where] for x in (self.type_ids, self.targets))
+        return Tokens(self.ids[where], offsets_of(lengths), type_ids, targets)
 
 
 def offsets_of(lengths: Int64s) -> Int64s:
@@ -124,6 +120,13 @@ def offsets_of(lengths: Int64s) -> Int64s:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
+
+
+def ranges(starts: Int64s, lengths: Int64s) -> Int64s:
+    """start, start + 1, ... of each, as many as its length, one after the other."""
+    offsets = offsets_of(lengths)
+    places: Int64s = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return places
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from packhorse.counters import Counters
-from packhorse.data import Int64s, RowError, offsets_of
+from packhorse.data import Int64s, RowError, offsets_of, ranges
 from packhorse.errors import DeviceOutOfMemoryError
 from packhorse.generation import Generated, Prompts, UInt64s
 from packhorse.histogram import by_length
@@ -130,7 +130,7 @@ def spread(generated: Generated, unique: Unique, num_rows: int) -> Generated:
     lengths = np.append(generated.lengths, np.zeros(samples, np.int64))[outputs]
     offsets = offsets_of(lengths)
     starts = np.append(generated.offsets[:-1], np.zeros(samples, np.int64))[outputs]
-    where = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    where = ranges(starts, lengths)
     reasons, ties = (
         np.append(v, np.zeros(samples, v.dtype))[outputs] for v in (generated.reasons, generated.near_ties)
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from packhorse.data import Bools, Float32s, Int8s, Int32s, Int64s, Reduction, RowError, Tokens, offsets_of
+from packhorse.data import Bools, Float32s, Int8s, Int32s, Int64s, Reduction, RowError, Tokens, offsets_of, ranges
 from packhorse.late_interaction import LateInteraction
 
 
@@ -146,10 +146,8 @@ class Ragged:
     def take(self, sequences: Int64s) -> Ragged:
         """The given ones in the given order; -1: one without values."""
         lengths = np.where(sequences >= 0, np.append(self.lengths, 0)[sequences], 0)
-        offsets = offsets_of(lengths)
-        starts = np.append(self.offsets[:-1], 0)[sequences]
-        where = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Ragged(self.values[where], offsets)
+        where = ranges(np.append(self.offsets[:-1], 0)[sequences], lengths)
+        return Ragged(self.values[where], offsets_of(lengths))
 
 
 # Of values, by Reduction.per, for bounds of memory: a function of the settings alone, as where shards end has to be.
@@ -241,16 +239,6 @@ class Results:
     def vocabulary(self) -> Vocabulary:
         assert self.read_vocabulary is not None
         return self.read_vocabulary()
-
-    @property
-    def detokenize(self) -> Callable[[Sequence[np.ndarray]], list[str]]:
-        """Ids to their texts, without special tokens."""
-        return self.vocabulary.detokenize
-
-    @property
-    def token_text(self) -> Callable[[int], str]:
-        """A token as it stands in the vocabulary."""
-        return self.vocabulary.token_text
 
     @property
     def num_rows(self) -> int:

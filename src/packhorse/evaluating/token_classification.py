@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from packhorse.data import Bools, Int64s
+from packhorse.data import Bools, Int64s, ranges
 from packhorse.errors import InputError
 from packhorse.evaluating.device import DeviceValues, device_of, moved
 from packhorse.evaluating.entity_state import OUTSIDE, Entities, Tags
@@ -113,10 +113,7 @@ def first_tokens(found: DeviceValues, counts: Int64s) -> tuple[Int64s, Int64s]:
 
 def _tokens_of_lines(found: DeviceValues) -> Int64s:
     """[lines] the token of each line of values: sequences that the model refused have none."""
-    tokens, lengths = found.tokenized.tokens, np.diff(found.offsets)
-    starts = np.repeat(tokens.offsets[:-1] - found.offsets[:-1], lengths)
-    where: Int64s = starts + np.arange(int(lengths.sum()))
-    return where
+    return ranges(found.tokenized.tokens.offsets[:-1], np.diff(found.offsets))
 
 
 def _scores(counts: np.ndarray) -> dict[str, Any]:

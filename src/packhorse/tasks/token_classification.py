@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from packhorse.config import EngineConfig
-from packhorse.data import Float32s, Int32s, Int64s, ModelDescription, Reduction, offsets_of
+from packhorse.data import Float32s, Int32s, Int64s, ModelDescription, Reduction, offsets_of, ranges
 from packhorse.sequences import Origin, Results, Sequencing, Vocabulary
 from packhorse.stages import Task
 from packhorse.tasks.entities import (
@@ -100,8 +100,8 @@ class TokenClassification:
         kept = np.flatnonzero(~np.isin(groups.label, self._places(self._labels.groups)))
         kept = kept[self._once(groups.take(kept), tokens)]
         starts, lengths = bounds[kept], np.diff(bounds)[kept]
-        inside = units.take(_ranges(starts, lengths))
-        words = tokens.texts(_ranges(inside.first, inside.end - inside.first))
+        inside = units.take(ranges(starts, lengths))
+        words = tokens.texts(ranges(inside.first, inside.end - inside.first))
         if self._how != "simple":  # the pipeline joins the tokens of a word, and then the words
             words = _joined(words, inside.end - inside.first, tokens.vocabulary)
         return groups.take(kept), _joined(words, lengths, tokens.vocabulary)
@@ -202,12 +202,6 @@ def _word_starts(texts: Any, row: Int64s, origin: Origin) -> Int64s:
     first = offsets_of(counts)[:-1]
     starts: Int64s = ends[first[row] + np.maximum(origin.word, 0)] - ends[first[row]]
     return np.where(origin.text >= 0, starts, 0)
-
-
-def _ranges(starts: Int64s, lengths: Int64s) -> Int64s:
-    """start, start + 1, ... of each, one after the other."""
-    offsets = offsets_of(lengths)
-    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
 
 
 def _joined(texts: list[str], lengths: Int64s, vocabulary: Vocabulary) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from packhorse.data import Int32s, Int64s, RowError, Tokens, offsets_of
+from packhorse.data import Int32s, Int64s, RowError, Tokens, offsets_of, ranges
 from packhorse.errors import UsageError
 from packhorse.sequences import Origin, Sequencing, Tokenized
 from packhorse.tokenize.encoder import Encoder, HfEncoder, Spans
@@ -46,7 +46,7 @@ class SequenceTokenizer:
     def __init__(
         self, backend: Any, settings: TokenizeSettings, sequencing: Sequencing, encoder: Encoder | None = None
     ) -> None:
-        """encoder: of raw tokens, where none has to say where they stand; Hugging Face's own where none is given.
+        """encoder: of raw tokens; Hugging Face's own where none is given, as has to be where the sequencing is aligned.
 
         Raises UsageError where special tokens or the stride leave no room for a text.
         """
@@ -57,12 +57,10 @@ class SequenceTokenizer:
         has_special = settings.with_special_tokens
         found = {n: find_layout(backend, n == 2) if has_special else bare_layout(n) for n in (1, 2)}
         self._layouts = {n: self._late.layout(layout) for n, layout in found.items()}
-        self._hf = HfEncoder(backend, settings.threads)
-        self._encoder: Encoder = encoder or self._hf
+        self._encoder: Encoder = encoder or HfEncoder(backend, settings.threads)
         self._check_stride()
 
     def close(self) -> None:
-        self._hf.close()
         self._encoder.close()
 
     def is_of(self, encoder: Encoder | None) -> bool:
@@ -143,13 +141,14 @@ class SequenceTokenizer:
     def _aligned(self, texts: list[Any], is_split: bool, cuts: Mapping[int, bool]) -> _Side:
         """With where tokens stand. Equal texts, as contexts of several questions are, are tokenized once."""
         number = {} if is_split else {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        raw, spans = self._hf.encode_aligned(texts if is_split else list(number), is_split)
+        assert isinstance(self._encoder, HfEncoder)  # nothing else says where tokens stand
+        raw, spans = self._encoder.encode_aligned(texts if is_split else list(number), is_split)
         offsets = offsets_of(raw.lengths)
         if is_split or len(number) == len(texts):
             return _Side(raw.ids, offsets, spans, cuts)
         chosen = np.fromiter((number[text] for text in texts), np.int64, len(texts))
         lengths = raw.lengths[chosen]
-        where = _ranges(offsets[chosen], lengths)
+        where = ranges(offsets[chosen], lengths)
         return _Side(raw.ids[where], offsets_of(lengths), Spans(*(values[where] for values in spans)), cuts)
 
     @property
@@ -225,7 +224,7 @@ class SequenceTokenizer:
         raws, numbers, before = [], [], 0
         for i, (side, starts, lengths) in enumerate(zip(sides, parts.starts, parts.lengths, strict=True)):
             rows = np.arange(len(lengths)) if is_by_label and i else parts.row_of
-            where = _ranges(side.offsets[rows] + starts, lengths)
+            where = ranges(side.offsets[rows] + starts, lengths)
             raws.append(Raw(side.ids[where], lengths))
             numbers.append(Raw((where + before).astype(np.int32), lengths))
             before += len(side.ids)
@@ -254,12 +253,6 @@ def _unfit(
     elif pairs is not None:
         errors |= {i: NULL for i, text in enumerate(pairs) if text is None}
     return errors
-
-
-def _ranges(starts: Int64s, lengths: Int64s) -> Int64s:
-    """start, start + 1, ... of each, one after the other."""
-    offsets = offsets_of(lengths)
-    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
 
 
 def _origin(sides: list[_Side], numbers: Int32s) -> Origin:
