@@ -22,11 +22,13 @@ from packhorse.metrics import RunReport
 from packhorse.outputs.manifest import RunFolder
 from packhorse.readers.table import TableReader
 from packhorse.report.reporter import Reporter
+from packhorse.sequences import Sequencing
 from packhorse.tokenize.checked import MIN_ROWS, CheckedEncoder
 from packhorse.tokenize.encoder import Encoder, HfEncoder
 from packhorse.tokenize.fast import FastTokenizer, Retokenized
 from packhorse.tokenize.huge import TokenizeSettings
 from packhorse.tokenize.proof import choose_tokenizer, prove
+from packhorse.tokenize.sequencing import SequenceTokenizer
 from packhorse.tokenize.truncate import Raw
 from tests.models import word_piece_tokenizer
 from tests.null.reference import some_texts
@@ -108,6 +110,19 @@ def test_a_difference_in_the_second_texts_redoes_the_first_ones_as_well() -> Non
     firsts, seconds = [*TEXTS[:40], "the end", *TEXTS[40:]], [*TEXTS, "the end"]
     made = fast(checked(fake), with_type_ids=True).tokenize(firsts, seconds)
     assert isinstance(made, Retokenized) and ids(made) == ids(tokenize(firsts, seconds))
+
+
+def test_sequences_of_rows_are_redone_and_told_as_well() -> None:
+    fake = Fake(word_piece_tokenizer(), lambda texts, raw: lie([t.replace("end", "liar") for t in texts], raw))
+    firsts, seconds = [None, *TEXTS, "the film"], ["a", *TEXTS, "the end"]
+    given, settings = Sequencing(long="windows", stride=2), TokenizeSettings(16, with_type_ids=True)
+    tokenizer = SequenceTokenizer(word_piece_tokenizer(), settings, given, checked(fake))
+    right = SequenceTokenizer(word_piece_tokenizer(), settings, given).tokenize(firsts, seconds)
+    made = tokenizer.tokenize(firsts, seconds)
+    assert isinstance(made, Retokenized) and ids(made) == ids(right)
+    assert made.difference.row == len(TEXTS) + 1 and str(made.difference) == "fake differs from hf on 'the end'"
+    later = tokenizer.tokenize(firsts, seconds)
+    assert ids(later) == ids(right) and not isinstance(later, Retokenized)
 
 
 def test_rows_outside_the_proof_never_reach_the_package() -> None:

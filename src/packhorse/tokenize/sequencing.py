@@ -3,6 +3,7 @@ text with each of several labels, a text once for each of its tokens; and where 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from packhorse.data import Int32s, Int64s, RowError, Tokens, offsets_of, ranges
 from packhorse.errors import UsageError
 from packhorse.sequences import Origin, Sequencing, Tokenized
 from packhorse.tokenize.encoder import Encoder, HfEncoder, Spans
+from packhorse.tokenize.fast import Retokenized
 from packhorse.tokenize.huge import MARGIN_TOKENS, TokenizeSettings, heads, too_long
 from packhorse.tokenize.late import check_windows, late_tokens
 from packhorse.tokenize.masking import each_masked, without_mask
@@ -74,6 +76,17 @@ class SequenceTokenizer:
         Raises UsageError where the maximum length leaves no room for the special tokens, and for second texts where
         there can be none.
         """
+        before = self._encoder.difference
+        made = self._made(texts, pairs)
+        difference = self._encoder.difference
+        if difference is None or difference is before:
+            return made
+        again = self._made(texts, pairs)  # both texts of a row by the reference, whichever of them told
+        rows = [i for i, row in enumerate(zip(texts, pairs or texts, strict=True)) if difference.text in row]
+        values = {field.name: getattr(again, field.name) for field in dataclasses.fields(Tokenized)}
+        return Retokenized(**values, difference=difference._replace(row=min(rows, default=0)))  # 0: it is a label's
+
+    def _made(self, texts: Sequence[Any], pairs: Sequence[Any] | None) -> Tokenized:
         if pairs is not None and self._sequencing.is_single:
             raise UsageError("--pair-column, or pairs: this task reads one text a row; leave it out")
         labels = self._labels(len(texts), pairs) if self._sequencing.kind == "labels" else None
